@@ -1,0 +1,298 @@
+"""Files wherever fsspec reaches, written whole or not at all, and the commit that makes a partition exist.
+
+A partition's files are written by an `Attempt`: under a temporary name first, then under a name that holds their
+checksum. Two attempts at the same work therefore write the same names and bytes, and neither can spoil the other.
+One small JSON file, the `Commit`, then makes them visible: by rename on a local disk, by one PUT on an object store.
+"""
+
+import contextlib
+import errno
+import glob
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+COMMIT = ".commit.json"
+TEMPORARY = ".tmp-"
+
+
+class UserError(Exception):
+    """A mistake the user can mend: shown as one line (what, where, what to do), without a stack trace."""
+
+
+def is_local(path: str) -> bool:
+    return "://" not in path or path.startswith("file://")
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec file system of a path or URL, and the path as that file system spells it."""
+    return fsspec.core.url_to_fs(path)
+
+
+def join(base: str, *names: str) -> str:
+    return "/".join([base.rstrip("/"), *names])
+
+
+def exists(path: str) -> bool:
+    fs, name = filesystem(path)
+    return fs.exists(name)
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that match a path, directory or glob pattern, sorted; with the URL's scheme kept."""
+    if is_local(pattern):
+        pattern = os.path.abspath(pattern.removeprefix("file://"))
+        if Path(pattern).is_dir():
+            pattern = join(glob.escape(pattern), "**")
+        found = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else [pattern]
+        return sorted(f for f in found if Path(f).is_file())
+    fs, name = filesystem(pattern)
+    if not glob.has_magic(pattern) and fs.isdir(name):
+        found = fs.find(name)
+    else:
+        found = [f for f in fs.glob(name) if fs.isfile(f)]
+    return sorted(fs.unstrip_protocol(f) for f in found)
+
+
+def read_bytes(path: str) -> bytes:
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_json(path: str) -> Any:
+    """The JSON value in a file, or None where there is no such file."""
+    try:
+        return json.loads(read_bytes(path))
+    except FileNotFoundError:
+        return None
+
+
+def open_file(path: str) -> BinaryIO:
+    """A readable, seekable binary file."""
+    if is_local(path):
+        return open(path.removeprefix("file://"), "rb")
+    fs, name = filesystem(path)
+    return fs.open(name, "rb")
+
+
+def arrow_file(path: str) -> pa.NativeFile:
+    """The same for Arrow's readers: memory-mapped where it can be."""
+    if is_local(path):
+        return pa.memory_map(path.removeprefix("file://"))
+    return pa.PythonFile(open_file(path), mode="r")
+
+
+@contextlib.contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A local file to write; it becomes `path`, whole, when the block ends without an error."""
+    local = is_local(path)
+    if local:
+        target = Path(path.removeprefix("file://"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    else:
+        temporary = Path(tempfile.gettempdir()) / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        yield str(temporary)
+        if local:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        else:
+            fs, name = filesystem(path)
+            fs.put_file(str(temporary), name)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a small file atomically: temporary file and rename, or one PUT."""
+    if is_local(path):
+        with local_copy(path) as temporary, open(temporary, "wb") as file:
+            file.write(data)
+    else:
+        fs, name = filesystem(path)
+        fs.pipe_file(name, data)
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one spelling of a JSON value that fingerprints and byte comparisons rest on."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def write_json(path: str, value: Any) -> None:
+    write_bytes(path, json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n")
+
+
+def fingerprint(value: Any) -> str:
+    """32 hexadecimal digits that stand for a JSON value."""
+    return xxhash.xxh3_128_hexdigest(canonical_json(value))
+
+
+def remove(path: str) -> None:
+    """Remove a file or a directory with all in it; nothing happens where there is none."""
+    fs, name = filesystem(path)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(name, recursive=True)
+
+
+def sizes(directory: str) -> dict[str, int]:
+    """Name -> bytes of the files directly in a directory; empty where there is no directory."""
+    fs, name = filesystem(directory)
+    with contextlib.suppress(AttributeError):
+        fs.invalidate_cache(name)
+    try:
+        entries = fs.ls(name, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {e["name"].rstrip("/").rsplit("/", 1)[-1]: e["size"] or 0 for e in entries if e["type"] == "file"}
+
+
+def checksum(path: str) -> str:
+    """The xxh3-128 of a local file's bytes, in hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one partition of a step holds. Two runs over the same input write the same commit, byte for byte.
+
+    key: the partition's name. inputs: what it was made from, name -> fingerprint. files: logical name ->
+    {name, bytes, xxh3}. aggregates: counts and histograms, so that nobody has to read documents to sum them up.
+    """
+
+    key: str
+    inputs: dict[str, str]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    aggregates: dict[str, Any] = field(default_factory=dict)
+    directory: str = field(default="", compare=False)
+
+    def path(self, name: str) -> str:
+        """The full path of the file with this logical name."""
+        return join(self.directory, self.files[name]["name"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for the content, whatever it was made from: a step that reads it need not run again if the same."""
+        return fingerprint([self.key, self.files, self.aggregates])
+
+    @property
+    def bytes(self) -> int:
+        return sum(f["bytes"] for f in self.files.values())
+
+    def save(self) -> None:
+        value = asdict(self)
+        del value["directory"]
+        write_bytes(join(self.directory, self.key + COMMIT), canonical_json(value) + b"\n")
+
+    @classmethod
+    def load(cls, directory: str, key: str) -> "Commit | None":
+        value = read_json(join(directory, key + COMMIT))
+        return None if value is None else cls(**value, directory=directory)
+
+
+class Attempt:
+    """One attempt at a partition: write its files, then `commit`. Until then, nobody sees any of them."""
+
+    def __init__(self, directory: str, key: str, inputs: dict[str, str]):
+        self.directory, self.key, self.inputs = directory, key, inputs
+        self.files: dict[str, dict[str, Any]] = {}
+
+    @contextlib.contextmanager
+    def file(self, name: str, suffix: str) -> Iterator[str]:
+        """A local path to write the file `name` to; `suffix` (".parquet") ends its final name."""
+        local = is_local(self.directory)
+        folder = Path(self.directory.removeprefix("file://")) if local else Path(tempfile.gettempdir())
+        if local:
+            folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}{suffix}"
+        try:
+            yield str(temporary)
+            digest = checksum(str(temporary))
+            final = f"{self.key}.{name}.{digest[:12]}{suffix}"
+            self.files[name] = {"name": final, "bytes": temporary.stat().st_size, "xxh3": digest}
+            if local:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, folder / final)
+            else:
+                fs, target = filesystem(join(self.directory, final))
+                fs.put_file(str(temporary), target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def table(self, name: str, table: pa.Table, row_group_size: int = 1 << 16) -> None:
+        """Write a table as zstd Parquet."""
+        with self.file(name, ".parquet") as path:
+            pq.write_table(table, path, compression="zstd", row_group_size=row_group_size)
+
+    def arrow(self, name: str, tables: Iterable[pa.Table], schema: pa.Schema, compression: str = "zstd") -> None:
+        """Write tables as one Arrow IPC file: quick to read back, and fit for large binary columns."""
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with self.file(name, ".arrow") as path, pa.ipc.new_file(path, schema, options=options) as writer:
+            for table in tables:
+                writer.write_table(table)
+
+    def commit(self, aggregates: dict[str, Any]) -> Commit:
+        commit = Commit(self.key, self.inputs, self.files, aggregates, self.directory)
+        commit.save()
+        return commit
+
+
+def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet or Arrow IPC file as a table."""
+    with arrow_file(path) as file:
+        if path.endswith(".parquet"):
+            return pq.read_table(file, columns=columns)
+        table = pa.ipc.open_file(file).read_all()
+    return table if columns is None else table.select(columns)
+
+
+def explain_os_error(error: OSError) -> UserError | None:
+    """A full disk or a forbidden path in the user's words; None for an error that is not theirs to mend."""
+    where = error.filename or "the output directory"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"no space left while writing {where}; free some and run the same command again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"no permission for {where}; make it accessible or choose another path")
+    return None
+
+
+def binary_array(data: np.ndarray, offsets: np.ndarray) -> pa.LargeBinaryArray:
+    """A large_binary array over bytes `data` (uint8) cut at `offsets` (int64, one more than values). No copy."""
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(offsets, np.int64)), pa.py_buffer(np.ascontiguousarray(data))]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+def array_buffers(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(bytes uint8, offsets int64) of a large_string or large_binary column, as the kernels read them.
+
+    The offsets start where the first value starts, which need not be 0. Nulls are not allowed.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # combine_chunks of an empty column
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if not (pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)) or array.null_count:
+        raise TypeError(f"need a large_string or large_binary column without nulls, not {array.type}")
+    _, offsets, data = array.buffers()
+    if offsets is None or offsets.size == 0:
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    view = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    return np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8), view

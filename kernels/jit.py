@@ -1,0 +1,37 @@
+"""`njit` for every CPU kernel: compiled once, cached outside the package.
+
+A submitted Ray job runs in a temporary copy of the checkout, so a cache keyed by the source's path would be lost
+each time. Here the cache directory is keyed by the *content* of all kernel files (a kernel inlines others, and numba
+does not notice when only the callee changed).
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import numba
+from numba.core import caching, config
+
+
+def _content_key() -> str:
+    digest = hashlib.sha256(numba.__version__.encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class ContentLocator(caching.UserProvidedCacheLocator):
+    """Place cached kernels by content, whatever directory the checkout lies in."""
+
+    @classmethod
+    def get_suitable_cache_subpath(cls, py_file: str) -> str:
+        return _content_key()
+
+
+if not config.CACHE_DIR:
+    config.CACHE_DIR = os.path.join(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "trivium", "numba")
+if Path(config.CACHE_DIR).is_absolute():
+    config.CACHE_LOCATOR_CLASSES = f"{ContentLocator.__module__}.{ContentLocator.__qualname__}"
+
+njit = functools.partial(numba.njit, cache=True, nogil=True)
