@@ -1,0 +1,301 @@
+"""The step engine: runs maps, exchanges and global steps over partitions, on Ray, and resumes where it was stopped.
+
+A step's directory is named by its name, code version and configuration; every partition in it has a commit that names
+the fingerprints of its inputs. A partition whose commit still fits costs one look; any other is made anew. Kill
+anything at any time: the next run goes on, and the bytes are those of an undisturbed run.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dataprep import storage
+from dataprep.storage import Attempt, Commit, UserError
+from jobs.progress import Progress, say
+
+CHECKOUT = str(Path(__file__).resolve().parent.parent)
+OURS = re.compile(r"\.commit\.json$|^\.tmp-|\.[0-9a-f]{12}\.[a-z.]+$")
+
+
+class DryRunEnd(Exception):
+    """A dry run met work that is not done; what depends on it cannot be foretold."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What decides the content of an output besides its inputs. Raise `version` when the code's results change."""
+
+    name: str
+    version: int
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def directory(self, root: str) -> str:
+        return storage.join(root, f"{self.name}-{storage.fingerprint([self.name, self.version, self.config])[:12]}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One partition to make: its key, the fingerprints of what it reads, the function's arguments, its input's bytes."""
+
+    key: str
+    inputs: dict[str, str]
+    args: tuple[Any, ...] = ()
+    bytes: int = 0
+
+
+def execute(function: Callable[..., dict], directory: str, key: str, inputs: dict[str, str], args: tuple) -> Commit:
+    """Make and commit one partition (in a worker). `function(attempt, *args)` writes files, returns aggregates."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    pa.set_cpu_count(1)  # one task, one core: the engine does the spreading
+    attempt = Attempt(directory, key, inputs)
+    try:
+        return attempt.commit(function(attempt, *args))
+    except OSError as error:
+        if mistake := storage.explain_os_error(error):
+            raise mistake from error
+        raise
+
+
+class Engine:
+    """Runs steps under one root.
+
+    workers: tasks at once; None = all CPUs of the Ray cluster; 0 = in this process, without Ray.
+    """
+
+    def __init__(self, root: str, workers: int | None = None, dry_run: bool = False):
+        self.root, self.workers, self.dry_run = root.rstrip("/"), workers, dry_run
+        self._done: dict[str, list[Commit]] = {}
+        self._ray_lock = threading.Lock()
+        self._started_ray = False
+        self._lock_file = None if dry_run or not storage.is_local(root) else self._take_lock()
+
+    def _take_lock(self) -> Any:
+        """One run at a time may write under a local root; the lock ends with the process, however it ends."""
+        path = Path(self.root.removeprefix("file://"))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            file = open(path / ".lock", "a+")  # noqa: SIM115 (held for as long as the engine lives)
+        except OSError as error:
+            raise storage.explain_os_error(error) or UserError(f"cannot use root {self.root}: {error}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise UserError(f"another run is writing under {self.root}; wait for it, or choose another --root") from None
+        return file
+
+    def close(self) -> None:
+        if self._lock_file:
+            self._lock_file.close()
+        if self._started_ray:
+            import ray
+
+            ray.shutdown()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- the three kinds of step ------------------------------------------------------------------------------------
+
+    def map(self, step: Step, function: Callable[..., dict], tasks: Sequence[Task]) -> list[Commit]:
+        """One partition in, one out. Returns the commits in the order of the tasks."""
+        directory = step.directory(self.root)
+        memo = storage.fingerprint([directory, [[t.key, t.inputs] for t in tasks]])
+        if memo not in self._done:
+            commits = self.complete(step.name, directory, function, tasks)
+            self.publish(step)
+            self._done[memo] = commits
+        return self._done[memo]
+
+    def once(self, step: Step, function: Callable[..., dict], task: Task, frozen: bool = False) -> Commit:
+        """A global step: one task. `frozen`: once made, it stays, whatever its inputs become (a trained tokeniser)."""
+        directory = step.directory(self.root)
+        if frozen and (commit := Commit.load(directory, task.key)) and self._whole(commit, storage.sizes(directory)):
+            task = Task(task.key, commit.inputs, task.args, task.bytes)
+        return self.map(step, function, [task])[0]
+
+    def exchange(
+        self,
+        step: Step,
+        cut: Callable[..., Any],
+        tasks: Sequence[Task],
+        ranges: int,
+        reduce: Callable[..., dict],
+        reduce_args: Callable[[int], tuple] = lambda r: (),
+    ) -> list[Commit]:
+        """Regroup rows by range: `cut(*args)` -> (table, range of each row); `reduce(attempt, table, range, *args)`.
+
+        Slices lie beside the output until every range is committed. See `jobs/exchange.py`.
+        """
+        from jobs.exchange import regroup
+
+        whole = storage.fingerprint([ranges, [[t.key, t.inputs] for t in tasks]])
+        directory = step.directory(self.root)
+        memo = storage.fingerprint([directory, whole])
+        if memo not in self._done:
+            inputs = {"all": whole}
+            weight = sum(t.bytes for t in tasks) // max(1, ranges)
+            outputs = [Task(f"{r:05d}", inputs, (r, *reduce_args(r)), weight) for r in range(ranges)]
+            if self.missing(directory, outputs):
+                if self.dry_run:
+                    self._report_dry(step.name, len(outputs), len(outputs))
+                regroup(self, step.name, directory, cut, tasks, ranges, reduce, outputs)
+            self._done[memo] = self.complete(step.name, directory, reduce, outputs)
+            self.publish(step)
+        return self._done[memo]
+
+    # -- partitions -------------------------------------------------------------------------------------------------
+
+    def complete(
+        self, name: str, directory: str, function: Callable[..., dict], tasks: Sequence[Task], sweep: bool = True
+    ) -> list[Commit]:
+        """Bring every task's partition up to date and remove what no longer belongs. Commits in the tasks' order."""
+        have = self.committed(directory, tasks)
+        pending = [t for t in tasks if t.key not in have]
+        if self.dry_run:
+            self._report_dry(name, len(tasks), len(pending))
+        elif pending:
+            self._check_writable(directory)
+            with Progress(name, len(tasks), len(have), sum(t.bytes for t in pending)) as progress:
+                for task, commit in self._run(function, directory, pending):
+                    have[task.key] = commit
+                    progress.advance(task.bytes)
+        if sweep and not self.dry_run:
+            self._sweep(directory, have)
+        return [have[t.key] for t in tasks]
+
+    def committed(self, directory: str, tasks: Sequence[Task]) -> dict[str, Commit]:
+        """The commits that fit these tasks: same inputs, every file there with its size."""
+        there = storage.sizes(directory)
+        present = [t for t in tasks if t.key + storage.COMMIT in there]
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda t: Commit.load(directory, t.key), present))
+        return {
+            t.key: c
+            for t, c in zip(present, found, strict=True)
+            if c and c.inputs == t.inputs and self._whole(c, there)
+        }
+
+    def missing(self, directory: str, tasks: Sequence[Task]) -> list[Task]:
+        have = self.committed(directory, tasks)
+        return [t for t in tasks if t.key not in have]
+
+    @staticmethod
+    def _whole(commit: Commit, there: dict[str, int]) -> bool:
+        return all(there.get(f["name"]) == f["bytes"] for f in commit.files.values())
+
+    def _sweep(self, directory: str, commits: dict[str, Commit]) -> None:
+        """Remove files of killed attempts, of older inputs and of partitions that are no more."""
+        keep = {f["name"] for c in commits.values() for f in c.files.values()} | {k + storage.COMMIT for k in commits}
+        for name in storage.sizes(directory):
+            if name not in keep and OURS.search(name):
+                storage.remove(storage.join(directory, name))
+
+    def publish(self, step: Step) -> None:
+        """Say where the step's newest output lies (`latest/NAME.json`) and what it was made with (`step.json`)."""
+        if self.dry_run:
+            return
+        directory = step.directory(self.root)
+        about = {"name": step.name, "version": step.version, "config": step.config}
+        pointer = {"directory": directory.removeprefix(self.root + "/")}
+        for path, value in (
+            (storage.join(directory, "step.json"), about),
+            (storage.join(self.root, "latest", f"{step.name}.json"), pointer),
+        ):
+            if storage.read_json(path) != value:
+                storage.write_json(path, value)
+
+    def _check_writable(self, directory: str) -> None:
+        if storage.is_local(directory):
+            try:
+                Path(directory.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise storage.explain_os_error(error) or error from error
+
+    def _report_dry(self, name: str, total: int, pending: int) -> None:
+        if pending:
+            say(f"{name}: {total - pending} of {total} partitions there, {pending} would run")
+            raise DryRunEnd(name)
+        say(f"{name}: all {total} partitions there")
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def _run(self, function: Callable, directory: str, tasks: Sequence[Task]) -> Iterator[tuple[Task, Commit]]:
+        """Run the tasks, a bounded number at once; yield each as it ends. After a failure, let the running ones end."""
+        if self.workers == 0:
+            for task in tasks:
+                yield task, execute(function, directory, task.key, task.inputs, task.args)
+            return
+        ray = self.ray()
+        remote = ray.remote(execute).options(
+            num_cpus=1,
+            max_retries=3,
+            retry_exceptions=[ConnectionError, TimeoutError],
+            scheduling_strategy="SPREAD",
+            name=Path(directory).name,
+        )
+        limit = self.workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        queue, running, failure = iter(tasks), {}, None
+        while True:
+            while failure is None and len(running) < limit and (task := next(queue, None)):
+                running[remote.remote(function, directory, task.key, task.inputs, task.args)] = task
+            if not running:
+                break
+            for ref in ray.wait(list(running), num_returns=1)[0]:
+                task = running.pop(ref)
+                try:
+                    yield task, ray.get(ref)
+                except ray.exceptions.RayTaskError as error:
+                    failure = failure or error.cause
+                except ray.exceptions.RayError as error:
+                    failure = failure or UserError(
+                        f"a worker died again and again at {directory}, partition {task.key} "
+                        f"({type(error).__name__}); often it lacks memory: use fewer workers or smaller partitions"
+                    )
+        if failure is not None:
+            raise failure
+
+    def ray(self) -> Any:
+        """Ray, started here or joined (RAY_ADDRESS, or a submitted job's cluster)."""
+        import ray
+
+        with self._ray_lock:
+            if ray.is_initialized():
+                return ray
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task that asks no GPU sees what it saw
+            quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+            if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+                submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # the job brings its own working directory
+                env = None if submitted else {"env_vars": {"PYTHONPATH": CHECKOUT}}
+                ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=env)
+            else:
+                paths = [CHECKOUT, *filter(None, [os.environ.get("PYTHONPATH")])]
+                with _environment("PYTHONPATH", os.pathsep.join(paths)):
+                    ray.init(address="local", num_cpus=self.workers, object_store_memory=150_000_000, **quiet)
+            self._started_ray = True
+        return ray
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
