@@ -199,9 +199,13 @@ class Engine:
     def _sweep(self, directory: str, commits: dict[str, Commit]) -> None:
         """Remove files of killed attempts, of older inputs and of partitions that are no more."""
         keep = {f["name"] for c in commits.values() for f in c.files.values()} | {k + storage.COMMIT for k in commits}
-        for name in storage.sizes(directory):
-            if name not in keep and OURS.search(name):
-                storage.remove(storage.join(directory, name))
+        there = storage.sizes(directory)
+        stale = {name for name in there if name not in keep and OURS.search(name)}
+        for name in [n for n in stale if n.endswith(storage.COMMIT)]:
+            if commit := Commit.load(directory, name.removesuffix(storage.COMMIT)):
+                stale |= {f["name"] for f in commit.files.values() if f["name"] in there} - keep
+        for name in sorted(stale, reverse=True):
+            storage.remove(storage.join(directory, name))
 
     def publish(self, step: Step) -> None:
         """Say where the step's newest output lies (`latest/NAME.json`) and what it was made with (`step.json`)."""

@@ -1,0 +1,96 @@
+"""Corpus job: reads every source's files into documents, and puts what it cannot read into quarantine, with reasons."""
+
+if not __package__:  # run as a script
+    import _script  # noqa: F401
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from dataprep import manifest
+from dataprep.config import CorpusConfig, SourceConfig
+from dataprep.corpus import build_group
+from dataprep.storage import Attempt, Commit, fingerprint, join
+from jobs.config import Config
+from jobs.engine import Engine, Step, Task
+from jobs.progress import say
+
+VERSION = 1
+NOT_CONTENT = {"paths", "include", "exclude", "max_bytes"}  # keys that choose files, not what a file becomes
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One Parquet file of documents: what every later step maps over."""
+
+    key: str
+    documents: str
+    fingerprint: str
+    bytes: int
+
+    def task(self, *args: Any, **inputs: str) -> Task:
+        """A task for this partition: its documents' path, then `args`; further inputs by name."""
+        return Task(self.key, {"documents": self.fingerprint, **inputs}, (self.documents, *args), self.bytes)
+
+
+def build(engine: Engine, config: Config) -> list[Commit]:
+    """Bring the corpus up to date. One commit per group of input files."""
+    corpus = config.corpus
+    path = join(engine.root, "manifest.jsonl")
+    before = manifest.load(path)
+    entries, active = manifest.update(before, manifest.list_inputs(corpus), corpus.group_mb * 1e6)
+    if entries != before and not engine.dry_run:
+        manifest.save(path, entries)
+    tasks = []
+    for number, members in sorted(manifest.groups(active).items()):
+        source = corpus.source(members[0].source)
+        content = source.model_dump(mode="json", exclude=NOT_CONTENT)
+        inputs = {f"{e.file}": e.version for e in members} | {"source": fingerprint(content)}
+        tasks.append(Task(f"{number:05d}", inputs, (members, source, corpus), sum(e.bytes for e in members)))
+    step = Step("corpus", VERSION, {"partition_mb": corpus.partition_mb, "zstd_level": corpus.zstd_level})
+    return engine.map(step, make_group, tasks)
+
+
+def make_group(out: Attempt, entries: list[manifest.Entry], source: SourceConfig, corpus: CorpusConfig) -> dict:
+    return build_group(out, entries, source, corpus)
+
+
+def partitions(engine: Engine, config: Config) -> list[Partition]:
+    """The corpus as its partitions, in document order."""
+    return [
+        Partition(f"{c.key}-{name.removeprefix('documents-')}", c.path(name), c.files[name]["xxh3"], c.files[name]["bytes"])
+        for c in build(engine, config)
+        for name in sorted(c.files)
+        if name.startswith("documents-")
+    ]
+
+
+def totals(commits: list[Commit], name: str) -> dict[str, Any]:
+    """An aggregate {source: count} or {source: {reason: count}} summed over commits."""
+    result: dict[str, Any] = {}
+    for commit in commits:
+        for source, value in commit.aggregates[name].items():
+            if isinstance(value, dict):
+                result[source] = dict(Counter(result.get(source, {})) + Counter(value))
+            else:
+                result[source] = result.get(source, 0) + value
+    return dict(sorted(result.items()))
+
+
+def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
+    commits = build(engine, config)
+    documents, size, bad = (totals(commits, name) for name in ("documents", "bytes", "quarantined"))
+    for source in sorted(documents | bad):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(bad.get(source, {}).items()))
+        say(
+            f"{source}: {documents.get(source, 0):,} documents, {size.get(source, 0) / 1e6:,.1f} MB"
+            + (f"; quarantined: {reasons}" if reasons else "")
+        )
+    say(f"corpus: {sum(documents.values()):,} documents, {sum(size.values()) / 1e6:,.1f} MB in {engine.root}")
+
+
+if __name__ == "__main__":
+    from jobs.cli import run
+
+    run("corpus")

@@ -1,0 +1,254 @@
+"""Mix job: plans the curriculum, draws documents for every stage and packs them into the shard log."""
+
+if not __package__:  # run as a script
+    import _script  # noqa: F401
+
+import argparse
+import dataclasses
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataprep import storage, tokenizer
+from dataprep.storage import Attempt, Commit, join, read_table
+from jobs import corpus, dedup, quality, tokens
+from jobs.config import Config
+from jobs.engine import Engine, Step, Task
+from jobs.progress import say
+from mixer import shards
+from mixer.config import MixConfig
+from mixer.draw import draw
+from mixer.inventory import Exclude, add_inventories, take_inventory
+from mixer.pack import pack
+from mixer.plan import Plan, make_plan
+from mixer.shards import StageInfo
+
+VERSION = 1
+BEAT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class StageLog:
+    """One stage's place on storage: the step that packs it and what its stage.json says."""
+
+    step: Step
+    info: StageInfo
+    directory: str
+
+    @property
+    def heartbeat(self) -> str:
+        return join(self.directory, self.info.heartbeat)
+
+    @property
+    def ended(self) -> bool:
+        return storage.exists(join(self.directory, "end.json"))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that packing needs: the plan, where it lies, the stages (held-out first), the partitions to draw from."""
+
+    plan: Plan
+    directory: str
+    commit: Commit
+    stages: list[StageLog]
+    draws: list[Task]
+
+
+def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit], str]:
+    """(inventory commits, tokens commits, tokeniser's fingerprint): what there is to draw from, by partition."""
+    mix = config.mix
+    partitions = corpus.partitions(engine, config)
+    verdicts, scores = dedup.build(engine, config), quality.build(engine, config)
+    tokenizer_print = tokens.build_tokenizer(engine, config)[1]
+    ids = tokens.build(engine, config)
+    about = mix.model_dump(mode="json", include={"thresholds", "seed"})
+    about["held_out"] = mix.held_out.fraction
+    about["stages"] = [[s.context, s.long_documents] for s in mix.stages]
+    excluded = storage.read_bytes(mix.exclude) if mix.exclude and storage.exists(mix.exclude) else b""
+    about["exclude"] = storage.fingerprint(excluded.decode(errors="replace")) if mix.exclude else None
+    tasks = []
+    for p, verdict, score, encoded in zip(partitions, verdicts, scores, ids, strict=True):
+        paths = (verdict.path("dedup"), score.path("quality"), encoded.path("tokens"))
+        inputs = {"dedup": verdict.fingerprint, "quality": score.fingerprint, "tokens": encoded.fingerprint}
+        tasks.append(p.task(*paths, mix, **inputs))
+    Exclude.load(mix.exclude)  # a missing file is told here, once, not by every task
+    return engine.map(Step("inventory", VERSION, about), take_partition, tasks), ids, tokenizer_print
+
+
+def take_partition(out: Attempt, documents: str, verdicts: str, scores: str, ids: str, mix: MixConfig) -> dict:
+    table, sums = take_inventory(
+        read_table(documents, ["doc", "source", "id", "content_hash"]),
+        read_table(verdicts, ["doc", "keep", "cluster"]),
+        read_table(scores, ["doc", "tier"]),
+        read_table(ids, ["doc", "n_tokens"]),
+        mix,
+        Exclude.load(mix.exclude),
+    )
+    out.arrow("inventory", [table], table.schema)
+    return sums
+
+
+def prepare(engine: Engine, config: Config) -> Prepared:
+    """Plan, and write every stage's stage.json, so that a trainer can start before the first shard is packed."""
+    inventories, ids, tokenizer_print = inventory(engine, config)
+    step = Step("plan", VERSION, config.mix.model_dump(mode="json", exclude={"exclude", "preset"}))
+    inputs = {c.key: c.fingerprint for c in inventories}
+    task = Task("all", inputs, ([(c.directory, c.key) for c in inventories], config.mix))
+    commit = engine.once(step, plan_all, task)
+    plan = load_plan(commit.path("plan"), commit.path("places"))
+    path, _ = tokens.build_tokenizer(engine, config)
+    coder = tokenizer.load(path, config.tokens)
+    # The plan holds counts; the shards hold ids. Both go into the fingerprint that names and guards the shards.
+    fingerprint = storage.fingerprint([plan.fingerprint, tokenizer_print, {c.key: c.fingerprint for c in ids}])
+    stages = []
+    for stage in (plan.held_out, *plan.stages):
+        info = plan.stage_info(stage.name, coder.vocab_size, coder.eos, tokenizer_print, "heartbeat.json")
+        info = dataclasses.replace(info, plan=fingerprint)
+        pack_step = Step(f"pack-{stage.name}", VERSION, {"plan": fingerprint, "stage": stage.name})
+        directory = pack_step.directory(engine.root)
+        if not engine.dry_run:
+            info.save(directory)
+            engine.publish(pack_step)
+        stages.append(StageLog(pack_step, info, directory))
+    places = (commit.path("plan"), commit.path("places"))
+    draws = [
+        Task(i.key, {"inventory": i.fingerprint, "tokens": t.fingerprint}, (i.path("inventory"), t.path("tokens"), *places), t.bytes)
+        for i, t in zip(inventories, ids, strict=True)
+    ]
+    return Prepared(plan, commit.directory, commit, stages, draws)
+
+
+def plan_all(out: Attempt, inventories: list[tuple[str, str]], mix: MixConfig) -> dict:
+    """Sum the inventories' aggregates and plan. The plan is a file a person can read."""
+    parts = []
+    for directory, key in inventories:
+        commit = Commit.load(directory, key)
+        assert commit is not None
+        parts.append(commit.aggregates)
+    plan = make_plan(add_inventories(parts), mix)
+    with out.file("plan", ".json") as path, open(path, "w") as file:
+        json.dump(plan.to_json(), file, indent=1, ensure_ascii=False)
+    out.arrow("places", [plan.places], plan.places.schema)
+    return {"stages": {s.name: s.tokens for s in plan.stages}}
+
+
+@lru_cache(1)
+def load_plan(path: str, places: str) -> Plan:
+    return Plan.from_json(storage.read_json(path), read_table(places))
+
+
+def pack_all(engine: Engine, prepared: Prepared) -> list[dict[str, Any]]:
+    """Pack every stage, in order, telling those who follow that it is alive. Returns the stages' end.json."""
+    with alive([s for s in prepared.stages if not s.ended]):
+        return [pack_stage(engine, prepared, stage) for stage in prepared.stages]
+
+
+def pack_stage(engine: Engine, prepared: Prepared, stage: StageLog) -> dict[str, Any]:
+    name, windows = stage.info.stage, stage.info.shards
+    cuts = [Task(t.key, t.inputs, (*t.args, name), t.bytes) for t in prepared.draws]
+    policy = prepared.plan.stage(name).long_documents
+    commits = engine.exchange(
+        stage.step, draw_partition, cuts, windows, pack_window, lambda r: (stage.info, policy, prepared.plan.seed)
+    )
+    end = join(stage.directory, "end.json")
+    if not stage.ended:
+        shards.write_end(stage.directory, [c.aggregates["sequences"] for c in commits], add_counts(commits))
+    storage.remove(stage.heartbeat)
+    return storage.read_json(end)
+
+
+def draw_partition(inventory_path: str, ids: str, plan: str, places: str, stage: str) -> tuple[pa.Table, np.ndarray]:
+    the_plan = load_plan(plan, places)
+    table = draw(read_table(inventory_path), read_table(ids), the_plan, the_plan.stage(stage))
+    return table, table["window"].to_numpy()
+
+
+def pack_window(out: Attempt, drawn: pa.Table, window: int, info: StageInfo, policy: str, seed: int) -> dict:
+    packed = pack(drawn, info, policy, seed, window)
+    shards.write_shard(out, packed.tokens, packed.segments, info)
+    return packed.counts
+
+
+def add_counts(commits: list[Commit]) -> dict[str, Any]:
+    """The stage's totals: its shards' counts, and its cells' packed tokens, added up."""
+    total: Counter[str] = Counter()
+    cells: Counter[tuple[str, str, str]] = Counter()
+    for counts in (c.aggregates for c in commits):
+        total.update({name: value for name, value in counts.items() if name != "cells"})
+        for cell in counts["cells"]:
+            cells[cell["source"], cell["tier"], cell["length_class"]] += cell["tokens"]
+    names = ("source", "tier", "length_class")
+    return dict(total) | {"cells": [dict(zip(names, key, strict=True)) | {"tokens": n} for key, n in sorted(cells.items())]}
+
+
+@contextmanager
+def alive(stages: list[StageLog]) -> Iterator[None]:
+    """Beat the stages' hearts while the block runs; if it fails, say so there, so that nobody waits for ever."""
+    stop = threading.Event()
+
+    def everywhere(action: Callable[[str], None]) -> None:
+        for stage in stages:
+            if not stage.ended:
+                action(stage.heartbeat)
+
+    def beat() -> None:
+        while not stop.wait(BEAT_SECONDS):
+            everywhere(shards.beat)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    try:
+        everywhere(shards.beat)
+        thread.start()
+        yield
+    except BaseException as error:
+        stop.set()
+        thread.join()
+        everywhere(partial(shards.fail, message=str(error) or type(error).__name__))
+        raise
+    finally:
+        stop.set()
+        thread.join()
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan-only", action="store_true", help="plan, print the plan, and pack nothing")
+
+
+def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
+    prepared = prepare(engine, config)
+    print_plan(prepared.plan)
+    say(f"plan: {prepared.commit.path('plan')}")
+    if arguments.plan_only:
+        return
+    for stage, end in zip(prepared.stages, pack_all(engine, prepared), strict=True):
+        say(f"{stage.info.stage}: {end['sequences']:,} sequences of {stage.info.context:,} in {stage.directory}")
+
+
+def print_plan(plan: Plan) -> None:
+    from rich.table import Table
+
+    from jobs.progress import console
+
+    table = Table(title="plan: tokens by stage and length class", title_justify="left")
+    for column in ("stage", "context", "tokens", "short", "medium", "long"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in (plan.held_out, *plan.stages):
+        shares = [f"{stage.classes.get(c, 0) / max(1, stage.tokens):.1%}" for c in ("short", "medium", "long")]
+        table.add_row(stage.name, f"{stage.context:,}", f"{stage.tokens:,}", *shares)
+    console.print(table)
+
+
+
+if __name__ == "__main__":
+    from jobs.cli import run
+
+    run("mix")
