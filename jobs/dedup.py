@@ -106,9 +106,9 @@ def cut_buckets(path: str, ranges: int) -> tuple[pa.Table, np.ndarray]:
 
 def pair_buckets(out: Attempt, rows: pa.Table, number: int) -> dict:
     found = candidates.pairs(rows)
-    exact = found.filter(found["exact"]).drop_columns(["exact"])
-    near = found.filter(pc.invert(found["exact"])).drop_columns(["exact"])
-    out.arrow("edges", [exact.append_column("jaccard", pa.array(np.ones(len(exact))))], exact.schema.append(pa.field("jaccard", pa.float64())))
+    exact, near = found.filter(found["exact"]), found.filter(pc.invert(found["exact"]))
+    exact = exact.append_column("jaccard", pa.array(np.ones(len(exact))))
+    out.arrow("edges", [exact], exact.schema)
     out.arrow("near", [near], near.schema)
     return {"exact": len(exact), "near": len(near)}
 
@@ -121,7 +121,7 @@ def cut_by_partition(path: str, starts: list[int], column: str) -> tuple[pa.Tabl
 
 def shingle_partition(out: Attempt, pairs: pa.Table, number: int, documents: str, dedup: DedupConfig) -> dict:
     """The candidates of one partition with their shingles, each pair once though several buckets found it."""
-    pairs = pairs.group_by(["doc", "first", "rank", "first_rank"]).aggregate([]).sort_by([("doc", "ascending"), ("first", "ascending")])
+    pairs = pairs.group_by(candidates.PAIRS.names).aggregate([]).sort_by([("doc", "ascending"), ("first", "ascending")])
     sets = _shingle_sets(documents, pairs["doc"], dedup)
     pairs = pairs.append_column("shingles", sets["shingles"].take(pc.index_in(pairs["doc"], sets["doc"].combine_chunks())))
     out.arrow("shingled", [pairs], pairs.schema)
@@ -132,7 +132,8 @@ def verify_partition(out: Attempt, pairs: pa.Table, number: int, documents: str,
     """The pairs whose earlier document lies in this partition, verified by exact Jaccard similarity."""
     pairs = pairs.sort_by([("doc", "ascending"), ("first", "ascending")])
     firsts = _shingle_sets(documents, pairs["first"], dedup)
-    edges = verify.verify(pairs, pairs.select(["doc", "shingles"]), firsts, dedup.threshold)
+    sets = pairs.select(["doc", "shingles"])
+    edges = verify.verify(pairs.drop_columns(["shingles"]), sets, firsts, dedup.threshold)
     out.arrow("edges", [edges], edges.schema)
     return {"pairs": len(pairs), "verified": len(edges)}
 
@@ -146,8 +147,10 @@ def _shingle_sets(documents: str, docs: pa.ChunkedArray, dedup: DedupConfig) -> 
 
 def choose(out: Attempt, paths: list[str]) -> dict:
     edges = pa.concat_tables([read_table(p) for p in paths])
-    exact = pc.is_in(edges["doc"], pa.array([], pa.uint64())) if not len(edges) else edges["exact"]
-    removed = keepers.choose(edges.filter(exact), edges.filter(pc.invert(exact)))
+    ranks = pa.concat_tables(
+        [edges.select(["doc", "rank"]), edges.select(["first", "first_rank"]).rename_columns(["doc", "rank"])]
+    )
+    removed = keepers.choose(edges.filter(edges["exact"]), edges.filter(pc.invert(edges["exact"])), ranks)
     with out.file("removed", ".parquet") as path:
         pq.write_table(removed, path, compression="zstd", row_group_size=1 << 16)  # sorted by doc: read by range
     return {"removed": len(removed)}

@@ -9,9 +9,13 @@ import functools
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numba
-from numba.core import caching, config
+from numba.core import caching
+from numba.core import config as numba_config
+
+config: Any = numba_config
 
 
 def _content_key() -> str:
@@ -34,4 +38,4 @@ if not config.CACHE_DIR:
 if Path(config.CACHE_DIR).is_absolute():
     config.CACHE_LOCATOR_CLASSES = f"{ContentLocator.__module__}.{ContentLocator.__qualname__}"
 
-njit = functools.partial(numba.njit, cache=True, nogil=True)
+njit: Any = functools.partial(numba.njit, cache=True, nogil=True)
