@@ -215,8 +215,12 @@ class Attempt:
         self.files: dict[str, dict[str, Any]] = {}
 
     @contextlib.contextmanager
-    def file(self, name: str, suffix: str) -> Iterator[str]:
-        """A local path to write the file `name` to; `suffix` (".parquet") ends its final name."""
+    def file(self, name: str, suffix: str, plain: bool = False) -> Iterator[str]:
+        """A local path to write the file `name` to; `suffix` (".parquet") ends its final name.
+
+        plain: the final name is the key and the suffix alone, without a checksum: for formats whose files belong
+        together by name.
+        """
         local = is_local(self.directory)
         folder = Path(self.directory.removeprefix("file://")) if local else Path(tempfile.gettempdir())
         if local:
@@ -225,7 +229,7 @@ class Attempt:
         try:
             yield str(temporary)
             digest = checksum(str(temporary))
-            final = f"{self.key}.{name}.{digest[:12]}{suffix}"
+            final = self.key + suffix if plain else f"{self.key}.{name}.{digest[:12]}{suffix}"
             self.files[name] = {"name": final, "bytes": temporary.stat().st_size, "xxh3": digest}
             if local:
                 with open(temporary, "rb") as file:

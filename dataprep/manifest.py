@@ -1,0 +1,184 @@
+"""The append-only list of input files: what numbers documents for ever and says which files one task reads."""
+
+import fnmatch
+import glob
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dataprep import python_installation, readers
+from dataprep.config import CorpusConfig, SourceConfig
+from dataprep.storage import UserError, canonical_json, exists, expand, filesystem, is_local, read_bytes, write_bytes
+
+MAX_FILES = 1 << 24
+
+# What tells two versions of a remote file apart, best first, as the various file systems spell it.
+_ETAGS = (
+    "ETag",
+    "etag",
+    "blob_id",
+    "md5Hash",
+    "content_md5",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that is there now. source: the label its documents will bear. version: size and time or ETag."""
+
+    source: str
+    path: str
+    bytes: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that was there once. file: its number, in every `doc` of it. group: the files read by the same task."""
+
+    file: int
+    group: int
+    source: str
+    path: str
+    version: str
+    bytes: int
+
+
+def list_inputs(config: CorpusConfig) -> list[InputFile]:
+    """The files of all sources, always in the same order. UserError where a path matches nothing or cannot be read."""
+    return [file for source in config.sources for file in _source_inputs(source)]
+
+
+def update(
+    manifest: Sequence[Entry], inputs: Sequence[InputFile], group_bytes: float
+) -> tuple[list[Entry], list[Entry]]:
+    """Append what is new; return the whole manifest and the entries whose file is there now in that version.
+
+    New files form new groups: each of one source, filled in order up to about `group_bytes`.
+    """
+    entries = list(manifest)
+    known = {(e.source, e.path, e.version) for e in entries}
+    group = max((e.group for e in entries), default=-1)
+    filling, filled = None, 0.0
+    for new in inputs:
+        if (new.source, new.path, new.version) in known:
+            continue
+        if len(entries) == MAX_FILES:
+            raise UserError(
+                f"the corpus has had {MAX_FILES:,} input files, as many as have numbers; {new.path} is one more; "
+                "join small files into larger ones (JSONL, Parquet) and start a new corpus"
+            )
+        if new.source != filling or filled + new.bytes > group_bytes:
+            group, filling, filled = group + 1, new.source, 0.0
+        filled += new.bytes
+        entries.append(Entry(len(entries), group, **asdict(new)))
+    present = {(i.source, i.path, i.version) for i in inputs}
+    return entries, [e for e in entries if (e.source, e.path, e.version) in present]
+
+
+def groups(active: Sequence[Entry]) -> dict[int, list[Entry]]:
+    """Group number -> its entries, both in order."""
+    found: dict[int, list[Entry]] = {}
+    for entry in sorted(active, key=lambda e: e.file):
+        found.setdefault(entry.group, []).append(entry)
+    return found
+
+
+def load(path: str) -> list[Entry]:
+    """The manifest in a file; empty where there is none."""
+    if not exists(path):
+        return []
+    try:
+        entries = [Entry(**json.loads(line)) for line in read_bytes(path).splitlines()]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a corpus manifest ({error}); restore it or start a new corpus") from error
+    if [e.file for e in entries] != list(range(len(entries))):
+        raise UserError(f"{path} has lost lines: file numbers must count from 0; restore it or start a new corpus")
+    return entries
+
+
+def save(path: str, manifest: Sequence[Entry]) -> None:
+    write_bytes(path, b"".join(canonical_json(asdict(entry)) + b"\n" for entry in manifest))
+
+
+def inspect(path: str) -> tuple[int, str]:
+    """(bytes, version) of a file. OSError where it is missing or unreadable."""
+    if is_local(path):
+        path = path.removeprefix("file://")
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) or not os.access(path, os.R_OK):
+            raise PermissionError("not a file, or no permission to read it")
+        return found.st_size, f"{found.st_size}-{found.st_mtime_ns}"
+    fs, name = filesystem(path)
+    info: dict[str, Any] = fs.info(name)
+    tag = next((str(info[key]).strip('"') for key in _ETAGS if info.get(key)), "")
+    return int(info.get("size") or 0), f"{info.get('size')}-{tag}"
+
+
+def _source_inputs(source: SourceConfig) -> list[InputFile]:
+    def wanted(path: str) -> bool:
+        return (not source.include or _matches(path, source.include)) and not _matches(path, source.exclude)
+
+    if source.kind == "python-installation":
+        parts = python_installation.list_files(source.max_bytes, wanted)
+        return [_input(f"{source.name}-{part}", path, source) for part, path in parts]
+    found: dict[str, InputFile] = {}
+    for pattern in source.paths:
+        try:
+            paths = [path for path in _files(pattern) if wanted(path)]
+        except OSError as error:
+            raise UserError(
+                f"source {source.name!r}: cannot list {pattern!r} ({error}); correct it in `paths`"
+            ) from error
+        if not paths:
+            raise UserError(f"source {source.name!r}: {pattern!r} matches no file; correct or remove it in `paths`")
+        found |= {path: _input(source.name, path, source) for path in paths if path not in found}
+    taken = python_installation.take({path: file.bytes for path, file in found.items()}, source.max_bytes)
+    return [found[path] for path in sorted(taken)]
+
+
+def _input(label: str, path: str, source: SourceConfig) -> InputFile:
+    readers.kind_of(path, source)  # a file that nobody can read is an error now, not later in a task
+    try:
+        path.encode()
+        size, version = inspect(path)
+    except (OSError, UnicodeEncodeError) as error:
+        raise UserError(f"source {source.name!r}: cannot read {path!r} ({error}); mend it or `exclude` it") from error
+    return InputFile(label, path, size, version)
+
+
+def _files(pattern: str) -> Iterator[str]:
+    """The files of a path, directory, glob or URL. A directory's hidden files and folders are left out."""
+    if not is_local(pattern):
+        below = len(pattern.rstrip("/")) if not glob.has_magic(pattern) else None
+        yield from (path for path in expand(pattern) if below is None or "/." not in path[below:])
+        return
+    pattern = os.path.abspath(os.path.expanduser(pattern.removeprefix("file://")))
+    yield from _walk(pattern, ()) if os.path.isdir(pattern) else expand(pattern)
+
+
+def _walk(directory: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Files below a local directory, through links too, but not round a loop of them."""
+    real = os.path.realpath(directory)
+    if real in above:
+        return
+    for item in sorted(os.scandir(directory), key=lambda item: item.name):
+        if item.name.startswith("."):
+            continue
+        if item.is_dir():
+            yield from _walk(item.path, (*above, real))
+        else:
+            yield item.path
+
+
+def _matches(path: str, globs: Sequence[str]) -> bool:
+    """Whether a path, or what is left of it after some folder, matches one of the globs."""
+    return any(fnmatch.fnmatchcase(path, g) or fnmatch.fnmatchcase(path, "*/" + g) for g in globs)

@@ -1,0 +1,228 @@
+"""Readers: what is written in any format comes back, and a bad record costs only itself."""
+
+import gzip
+import hashlib
+import json
+import tracemalloc
+import uuid
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from dataprep.config import SourceConfig
+from dataprep.readers import Bad, Record, kind_of, read_records
+from dataprep.storage import UserError
+from dataprep.streams import lines
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(lambda t: not t.isspace())
+rows = st.lists(
+    st.fixed_dictionaries(
+        {"id": text, "text": text, "n": st.integers(-(2**53), 2**53), "deep": st.dictionaries(text, text)}
+    )
+)
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def source(**values):
+    return SourceConfig.model_validate({"name": "s", "paths": ["unused"], **values})
+
+
+def jsonl(values) -> bytes:
+    return b"".join(json.dumps(v).encode() + b"\n" for v in values)
+
+
+def write(path, values):
+    """Rows in the format of the file's suffix; archives of two members or frames."""
+    name, half = str(path), len(values) // 2
+    if name.endswith((".parquet", ".arrow", ".feather")):
+        values = [{**v, "deep": json.dumps(v["deep"])} if "deep" in v else v for v in values]
+        table = pa.Table.from_pylist(values) if values else pa.table({"text": pa.array([], pa.string())})
+        if name.endswith(".parquet"):
+            pq.write_table(table, path, row_group_size=3)
+        else:
+            new = pa.ipc.new_stream if name.endswith(".arrow") else pa.ipc.new_file
+            with new(name, table.schema) as writer:
+                writer.write_table(table, max_chunksize=2)
+        return
+    compress = {".gz": gzip.compress, "zst": zstandard.ZstdCompressor(write_checksum=True).compress}.get(
+        name[-3:], bytes
+    )
+    path.write_bytes(compress(jsonl(values[:half])) + compress(jsonl(values[half:])))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow", "feather"])
+@quick
+@given(values=rows)
+def test_round_trip(tmp_path, suffix, values):
+    path = tmp_path / f"a.{suffix}"
+    write(path, values)
+    found = list(read_records(str(path), source()))
+    assert [(r.record, r.text.decode(), r.id) for r in found] == [(i, v["text"], v["id"]) for i, v in enumerate(values)]
+    for record, value in zip(found, values, strict=True):
+        meta = json.loads(record.meta)
+        deep = json.loads(meta["deep"]) if isinstance(meta["deep"], str) else meta["deep"]
+        assert {"n": meta["n"], "deep": deep} == {"n": value["n"], "deep": value["deep"]}
+
+
+@quick
+@given(st.lists(st.binary(max_size=12)), st.integers(0, 8))
+@example([b"123456789", b"\n", b"12\n345678901234567890\n\n1"], 8)
+def test_lines_agree_with_split(content, limit):
+    expected = b"".join(content).split(b"\n")
+    if not expected[-1]:
+        expected.pop()
+    found = list(lines(content, limit))
+    assert [size for _, size in found] == [len(line) for line in expected]
+    for (line, size), whole in zip(found, expected, strict=True):
+        assert line == whole if size <= limit else whole.startswith(line)
+
+
+GOOD = b'{"text": "good"}'
+BAD_LINES = {
+    b'{"text": "half': "malformed JSON",
+    b"{}{}": "malformed JSON",
+    b"[" * 100_000: "malformed JSON",
+    b'{"text": "caf\xe9"}': "invalid UTF-8",
+    b'{"text": "\xed\xa0\x80"}': "invalid UTF-8",
+    b'{"body": "no text"}': "missing field",
+    b'{"\\ud800": "no text"}': "missing field",
+    b'{"text": null}': "missing field",
+    b'{"text": 5}': "wrong type",
+    b'["text"]': "wrong type",
+    b'{"text": " \\n\\u00a0"}': "empty text",
+    b'{"text": "' + b"x" * 200_000 + b'"}': "record too long",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES, ids=range(len(BAD_LINES)))
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_bad_line_between_good_ones(tmp_path, bad, suffix):
+    path = tmp_path / f"a.jsonl{suffix}"
+    compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(suffix, bytes)
+    path.write_bytes(compress(b"\xef\xbb\xbf" + GOOD + b"\r\n \n" + bad + b"\n" + GOOD))
+    first, wrong, last = read_records(str(path), source(max_record_mb=0.15))
+    assert isinstance(first, Record) and (first.record, first.text, first.id) == (0, b"good", None)
+    assert isinstance(last, Record) and (last.record, last.text) == (3, b"good")
+    assert isinstance(wrong, Bad) and (wrong.record, wrong.reason) == (2, BAD_LINES[bad])
+    assert wrong.detail and 0 < len(wrong.excerpt) <= 200
+    (wrong.detail + wrong.excerpt).encode()  # goes into a table
+
+
+def test_lone_surrogates_and_numbers_that_are_none(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(r'{"text": "a\ud800b\ud83d\ude00", "id": "\udfff", "m": ["\ud801", NaN, -Infinity, 1e999]}' + "\n")
+    (record,) = read_records(str(path), source())
+    assert record.text.decode() == "a\ufffdb\U0001f600" and record.id == "\ufffd"
+    assert json.loads(record.meta) == {"m": ["\ufffd", None, None, None]}
+
+
+def test_fields_by_name(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([{"doc": {"body": "t", "key": 7, "x": 1}, "y": 2, "id": "other"}, {"doc": {"body": "t"}}]))
+    mapped = {"text": "doc.body", "id": "doc.key"}
+    first, second = read_records(str(path), source(fields=mapped))
+    assert first == Record(0, b"t", "7", '{"doc":{"x":1},"y":2,"id":"other"}')
+    assert (second.reason, second.record) == ("missing field", 1)
+    first, _ = read_records(str(path), source(fields=mapped, meta=["y", "doc.x", "absent"]))
+    assert json.loads(first.meta) == {"y": 2, "doc.x": 1}
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["truncated", "corrupt"])
+def test_damaged_archive_keeps_what_came_before(tmp_path, suffix, damage):
+    path = tmp_path / f"a.jsonl{suffix}"
+    values = [{"text": hashlib.sha512(bytes([i % 256, i // 256])).hexdigest()} for i in range(8000)]
+    write(path, values)
+    data = bytearray(path.read_bytes())
+    at = len(data) * 2 // 3
+    path.write_bytes(data[:at] if damage == "truncated" else data[:at] + b"\xff" * 1000 + data[at + 1000 :])
+    *before, last = read_records(str(path), source())
+    assert [r.text.decode() for r in before[:4500]] == [v["text"] for v in values[:4500]]
+    assert isinstance(last, Bad) and last.record == len(before)
+    # Damage is only certain at the checksum; what lies between was decoded from damaged bytes.
+    assert last.reason == {"truncated": "truncated archive", "corrupt": "unreadable file"}[damage]
+    assert damage == "corrupt" or [r.text.decode() for r in before] == [v["text"] for v in values[: len(before)]]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "feather"])
+def test_damaged_columnar_file(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    write(path, [{"text": f"text {i} " * 500} for i in range(100)])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    *good, last = read_records(str(path), source())
+    assert isinstance(last, Bad) and last.record == len(good)
+    assert [r.text.decode() for r in good] == [f"text {i} " * 500 for i in range(len(good))]
+    assert suffix == "parquet" or len(good) > 50  # Parquet's directory is at its end
+
+
+def test_bad_rows_of_a_columnar_file(tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = pa.array([b"good", b"caf\xe9", None, b" ", b"x" * 2000, b"good"], pa.binary())
+    for column in (texts, texts.view(pa.string())):
+        pq.write_table(pa.table({"text": column, "when": pa.array([0] * 6, pa.timestamp("s"))}), path)
+        found = list(read_records(str(path), source(max_record_mb=0.001)))
+        assert [r.record for r in found] == list(range(6))
+        assert [r.reason for r in found[1:5]] == ["invalid UTF-8", "missing field", "empty text", "record too long"]
+        assert found[0].text == found[5].text == b"good" and json.loads(found[0].meta) == {
+            "when": "1970-01-01 00:00:00"
+        }
+    (whole,) = read_records(str(path), source(fields={"text": "body"}))
+    assert (whole.record, whole.reason) == (0, "missing field") and "'body'" in whole.detail
+    (kept, *_) = read_records(str(path), source(meta=[]))
+    assert kept.meta == "{}"
+
+
+def test_text_files(tmp_path):
+    path = tmp_path / "a.md"
+    cases = [(b"\xef\xbb\xbf# T\r\n", Record(0, b"# T\r\n", str(path), "{}")), (b"", "empty text")]
+    cases += [(b"caf\xe9", "invalid UTF-8"), (b"x" * 2000, "record too long"), (b"a\0b", "binary file")]
+    for content, expected in cases:
+        path.write_bytes(content)
+        (found,) = read_records(str(path), source(kind="tree", max_record_mb=0.001))
+        assert (found if isinstance(expected, Record) else found.reason) == expected
+
+
+def test_long_line_is_never_held_in_memory(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    with zstandard.open(path, "wb") as file:
+        file.write(GOOD + b"\n")
+        for i in range(300):
+            file.write(uuid.UUID(int=i).bytes.hex().encode() * 32_000)
+        file.write(b"\n" + GOOD)
+    tracemalloc.start()
+    found = list(read_records(str(path), source(max_record_mb=1)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [type(r) for r in found] == [Record, Bad, Record] and found[2].record == 2
+    assert peak < 100e6 < 300 * 32 * 32_000
+
+
+def test_through_fsspec():
+    for suffix, data in {"jsonl": GOOD, "jsonl.gz": gzip.compress(GOOD), "jsonl.zst": zstandard.compress(GOOD)}.items():
+        url = f"memory://{uuid.uuid4().hex}/a.{suffix}"
+        with fsspec.open(url, "wb") as file:
+            file.write(data)
+        assert list(read_records(url, source())) == [Record(0, b"good", None, "{}")]
+    url = f"memory://{uuid.uuid4().hex}/a.parquet"
+    with fsspec.open(url, "wb") as file:
+        pq.write_table(pa.table({"text": ["good"]}), file)
+    assert list(read_records(url, source())) == [Record(0, b"good", None, "{}")]
+
+
+def test_failing_disk_is_not_taken_for_a_damaged_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        list(read_records(str(tmp_path / "none.jsonl"), source()))
+    with pytest.raises(IsADirectoryError):
+        list(read_records(str(tmp_path), source(kind="parquet")))
+
+
+def test_kind_by_suffix():
+    assert [kind_of(p, source()) for p in ("a.b/c.JSONL.gz", "x.parquet", "x.txt.zst")] == ["jsonl", "parquet", "text"]
+    for unknown in ("a.jsonl/data", "x.csv"):
+        with pytest.raises(UserError, match="kind"):
+            kind_of(unknown, source())
