@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import json
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from mixer import shards
 from mixer.config import MixConfig
 from mixer.draw import draw
 from mixer.inventory import Exclude, add_inventories, take_inventory
-from mixer.pack import pack
-from mixer.plan import Plan, make_plan
+from mixer.pack import add_counts, pack_window
+from mixer.plan import Plan
+from mixer.planner import make_plan
 from mixer.shards import StageInfo
 
 VERSION = 1
@@ -157,37 +157,24 @@ def pack_stage(engine: Engine, prepared: Prepared, stage: StageLog) -> dict[str,
     cuts = [Task(t.key, t.inputs, (*t.args, name), t.bytes) for t in prepared.draws]
     policy = prepared.plan.stage(name).long_documents
     commits = engine.exchange(
-        stage.step, draw_partition, cuts, windows, pack_window, lambda r: (stage.info, policy, prepared.plan.seed)
+        stage.step, draw_partition, cuts, windows, write_window, lambda r: (stage.info, policy, prepared.plan.seed)
     )
     end = join(stage.directory, "end.json")
     if not stage.ended:
-        shards.write_end(stage.directory, [c.aggregates["sequences"] for c in commits], add_counts(commits))
+        shards.write_end(stage.directory, [c.aggregates["sequences"] for c in commits], add_counts(c.aggregates for c in commits))
     storage.remove(stage.heartbeat)
     return storage.read_json(end)
 
 
 def draw_partition(inventory_path: str, ids: str, plan: str, places: str, stage: str) -> tuple[pa.Table, np.ndarray]:
-    the_plan = load_plan(plan, places)
-    table = draw(read_table(inventory_path), read_table(ids), the_plan, the_plan.stage(stage))
+    table = draw(read_table(inventory_path), read_table(ids), load_plan(plan, places), stage)
     return table, table["window"].to_numpy()
 
 
-def pack_window(out: Attempt, drawn: pa.Table, window: int, info: StageInfo, policy: str, seed: int) -> dict:
-    packed = pack(drawn, info, policy, seed, window)
+def write_window(out: Attempt, drawn: pa.Table, window: int, info: StageInfo, policy: str, seed: int) -> dict:
+    packed = pack_window(drawn, info, policy, seed)
     shards.write_shard(out, packed.tokens, packed.segments, info)
     return packed.counts
-
-
-def add_counts(commits: list[Commit]) -> dict[str, Any]:
-    """The stage's totals: its shards' counts, and its cells' packed tokens, added up."""
-    total: Counter[str] = Counter()
-    cells: Counter[tuple[str, str, str]] = Counter()
-    for counts in (c.aggregates for c in commits):
-        total.update({name: value for name, value in counts.items() if name != "cells"})
-        for cell in counts["cells"]:
-            cells[cell["source"], cell["tier"], cell["length_class"]] += cell["tokens"]
-    names = ("source", "tier", "length_class")
-    return dict(total) | {"cells": [dict(zip(names, key, strict=True)) | {"tokens": n} for key, n in sorted(cells.items())]}
 
 
 @contextmanager

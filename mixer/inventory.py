@@ -1,0 +1,159 @@
+"""What one corpus partition offers: a table of the documents to draw from, and its sums for the planner."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dataprep.storage import UserError, read_bytes
+from mixer.config import CLASSES, HELD_OUT, TIERS, MixConfig
+from mixer.hashing import hashed
+
+BUCKETS = 1024
+WITHIN = 64 - 10  # bits of the draw hash below the bucket's number
+
+
+@dataclass(frozen=True)
+class Exclude:
+    """The lines of the exclude file, as what each of them may mean."""
+
+    docs: pa.Array
+    ids: pa.Array
+    hashes: pa.Array
+
+    @classmethod
+    def load(cls, path: str | None) -> "Exclude":
+        try:
+            lines = [line.strip() for line in read_bytes(path).decode().splitlines()] if path else []
+        except FileNotFoundError:
+            raise UserError(f"mix.exclude: there is no file {path}; mend the path or set it to null") from None
+        lines = sorted({line for line in lines if line})
+        docs = [int(line) for line in lines if line.isascii() and line.isdigit() and int(line) < 1 << 64]
+        hashes = [bytes.fromhex(x) for x in lines if len(x) == 32 and set(x.lower()) <= set("0123456789abcdef")]
+        return cls(pa.array(docs, pa.uint64()), pa.array(lines, pa.string()), pa.array(hashes, pa.binary(16)))
+
+    def matches(self, documents: pa.Table) -> np.ndarray:
+        """Which rows of a table with doc, id and content_hash a line names."""
+        by_doc = pc.is_in(documents["doc"], self.docs)
+        by_id = pc.is_in(documents["id"], self.ids)
+        by_hash = pc.is_in(documents["content_hash"], self.hashes)
+        return pc.or_(pc.or_(by_doc, by_id), by_hash).to_numpy()
+
+
+def draw_hash(seed: int, doc: np.ndarray) -> np.ndarray:
+    """A document's place in its cell: the highest ten bits are its bucket."""
+    return hashed(seed, "draw", doc)
+
+
+def take_inventory(
+    documents: pa.Table, dedup: pa.Table, quality: pa.Table, tokens: pa.Table, config: MixConfig, exclude: Exclude
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Join a partition's tables into the documents to draw from and sums that `add_inventories` adds up.
+
+    documents: doc, source, id, content_hash. dedup: doc, keep, cluster. quality: doc, tier. tokens: doc, n_tokens.
+    The table: doc uint64, row uint32 (in the partition), n_tokens uint32, source dictionary, tier and length_class
+    uint8 (indices into TIERS and CLASSES), held_out bool. Raises UserError where the tables do not fit together.
+    """
+    doc = documents["doc"].to_numpy()
+    for name, table in (("dedup", dedup), ("quality", quality), ("tokens", tokens)):
+        if not np.array_equal(table["doc"].to_numpy(), doc):
+            raise UserError(f"the {name} table has other documents than the corpus partition; run {name} again")
+    tier = pc.index_in(quality["tier"].cast(pa.string()), pa.array(TIERS))
+    if tier.null_count:
+        odd = pc.unique(quality["tier"].filter(pc.is_null(tier))).to_pylist()
+        raise UserError(f"the quality table has the tier {odd[0]!r}; the tiers are {', '.join(TIERS)}")
+    n_tokens = tokens["n_tokens"].to_numpy()
+    kept = dedup["keep"].to_numpy()
+    excluded = exclude.matches(documents)
+    bounds = [config.thresholds.medium, config.thresholds.long]
+    cluster = dedup["cluster"].to_numpy()
+    held_out = hashed(config.seed, HELD_OUT, cluster) < np.uint64(int(config.held_out.fraction * 2.0**64))
+    table = pa.table(
+        {
+            "doc": documents["doc"],
+            "row": pa.array(np.arange(len(doc), dtype=np.uint32)),
+            "n_tokens": tokens["n_tokens"],
+            "source": documents["source"],
+            "tier": tier.cast(pa.uint8()),
+            "length_class": pa.array(np.searchsorted(bounds, n_tokens, side="right").astype(np.uint8)),
+            "held_out": pa.array(held_out),
+        }
+    ).filter(pa.array(kept & ~excluded))
+    sums = {
+        "documents": len(doc),
+        "tokens": int(n_tokens.sum(dtype=np.int64)),
+        "cells": _cells(table, config),
+        "removed": {
+            "duplicate": _count(n_tokens, ~kept),
+            "excluded": _count(n_tokens, kept & excluded),
+            # The exclude file names a duplicate whose keeper it does not name: worth a look.
+            "excluded_duplicate": _count(n_tokens, ~kept & excluded),
+        },
+    }
+    return table, sums
+
+
+def usable(n_tokens: np.ndarray, context: int, long_documents: str) -> np.ndarray:
+    """Tokens of each document that a stage packs under its policy for documents longer than the context."""
+    if long_documents == "truncate":
+        return np.minimum(n_tokens, context)
+    return np.where(n_tokens <= context, n_tokens, 0) if long_documents == "drop" else n_tokens
+
+
+def _cells(table: pa.Table, config: MixConfig) -> list[dict[str, Any]]:
+    """Sums by source, tier and length class; held-out documents make cells of their own."""
+    source = table["source"].combine_chunks().dictionary_encode()
+    source = source.combine_chunks() if isinstance(source, pa.ChunkedArray) else source
+    doc, n_tokens = table["doc"].to_numpy(), table["n_tokens"].to_numpy().astype(np.int64)
+    bucket = (draw_hash(config.seed, doc) >> np.uint64(WITHIN)).astype(np.int64)
+    parts = (source.indices.to_numpy(), table["tier"].to_numpy(), table["length_class"].to_numpy())
+    cell = (parts[0].astype(np.int64) * len(TIERS) + parts[1]) * len(CLASSES) + parts[2]
+    cell = cell * 2 + table["held_out"].to_numpy()
+    rows = []
+    for number in np.unique(cell):
+        (here,) = np.nonzero(cell == number)
+        first, lengths = here[0], n_tokens[here]
+        rows.append(
+            {
+                "source": source.dictionary[int(parts[0][first])].as_py(),
+                "tier": TIERS[parts[1][first]],
+                "length_class": CLASSES[parts[2][first]],
+                "held_out": bool(number % 2),
+                "documents": len(here),
+                "tokens": int(lengths.sum()),
+                "usable": [int(usable(lengths, s.context, s.long_documents).sum()) for s in config.stages],
+                "buckets": np.bincount(bucket[here], lengths, BUCKETS).astype(np.int64).tolist(),
+            }
+        )
+    return rows
+
+
+def _count(n_tokens: np.ndarray, rows: np.ndarray) -> dict[str, int]:
+    return {"documents": int(rows.sum()), "tokens": int(n_tokens[rows].sum(dtype=np.int64))}
+
+
+def add_inventories(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The sums of several partitions as one, whatever their order; cells sorted."""
+    total: dict[str, Any] = {"documents": 0, "tokens": 0, "removed": {}}
+    cells: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for part in parts:
+        total["documents"] += part["documents"]
+        total["tokens"] += part["tokens"]
+        for reason, count in part["removed"].items():
+            sums = total["removed"].setdefault(reason, {"documents": 0, "tokens": 0})
+            for name in sums:
+                sums[name] += count[name]
+        for row in part["cells"]:
+            key = (row["source"], row["tier"], row["length_class"], row["held_out"])
+            if (cell := cells.get(key)) is None:
+                cells[key] = row | {name: np.array(row[name], np.int64) for name in ("usable", "buckets")}
+                continue
+            for name in ("documents", "tokens", "usable", "buckets"):
+                cell[name] = cell[name] + (np.array(row[name]) if isinstance(row[name], list) else row[name])
+    total["cells"] = [
+        cells[key] | {name: cells[key][name].tolist() for name in ("usable", "buckets")} for key in sorted(cells)
+    ]
+    return total

@@ -1,0 +1,117 @@
+"""The plan: for every stage and cell (source x tier x length class), how many tokens and copies, and why."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from dataprep.storage import UserError, fingerprint
+from mixer.config import CLASSES, TIERS
+from mixer.shards import StageInfo
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """What one stage draws from one cell.
+
+    available: the cell's tokens, without duplicates, excluded and held-out documents. usable: what of them the stage's
+    policy for documents over its context leaves. copies_before, copies_after: of each document, on average, before
+    and after this stage; one with its place u in [0, 1) is drawn floor(after + u) - floor(before + u) times.
+    """
+
+    source: str
+    tier: str
+    length_class: str
+    available: int
+    usable: int
+    planned: int
+    copies_before: float
+    copies_after: float
+    why: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """classes: planned tokens by length class. shards: windows the drawn documents are dealt to, one shard each."""
+
+    name: str
+    index: int
+    context: int
+    rope_base: float
+    tokens: int
+    long_documents: str
+    shards: int
+    classes: dict[str, int]
+    cells: tuple[CellPlan, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """stages: in the order of training. held_out: the split that none of them draws from.
+
+    places: for each of a plan's cells the columns source, tier, length_class, held_out and `cumulative` (float64
+    [1025]), the part of the cell's tokens below each of the 1024 buckets of the draw hash, from 0 to 1.
+    """
+
+    seed: int
+    sources: tuple[str, ...]
+    thresholds: dict[str, int]
+    stages: tuple[StagePlan, ...]
+    held_out: StagePlan
+    removed: dict[str, dict[str, int]]
+    places: pa.Table
+
+    def stage(self, name: str) -> StagePlan:
+        """The stage of this name, the held-out split under "held-out" too; raises UserError for another name."""
+        stages = {stage.name: stage for stage in (*self.stages, self.held_out)}
+        if name not in stages:
+            raise UserError(f"the plan has no stage {name!r}; its stages are {', '.join(stages)}")
+        return stages[name]
+
+    def to_json(self) -> dict[str, Any]:
+        stages = {"stages": [asdict(s) for s in self.stages], "held_out": asdict(self.held_out)}
+        names = ("seed", "sources", "thresholds", "removed")
+        return {name: getattr(self, name) for name in names} | stages | {"places": _digest(self.places)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], places: pa.Table) -> "Plan":
+        """Raises UserError where the table of places belongs to another plan."""
+        if _digest(places) != value["places"]:
+            raise UserError("the plan's table of places is damaged or belongs to another plan; plan the mixture again")
+        stages = tuple(_stage_from_json(stage) for stage in value["stages"])
+        rest = {"sources": tuple(value["sources"]), "held_out": _stage_from_json(value["held_out"]), "places": places}
+        return cls(**value | rest | {"stages": stages})
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.to_json())
+
+    def stage_info(self, name: str, vocab_size: int, eos: int, tokenizer: str, heartbeat: str) -> StageInfo:
+        """What stage.json says of a stage; tokenizer: its fingerprint."""
+        stage = self.stage(name)
+        return StageInfo(
+            stage=stage.name,
+            index=stage.index,
+            context=stage.context,
+            rope_base=stage.rope_base,
+            tokens=stage.tokens,
+            vocab_size=vocab_size,
+            eos=eos,
+            token_dtype="uint16" if vocab_size <= 1 << 16 else "uint32",
+            sources=self.sources,
+            tiers=TIERS,
+            classes=CLASSES,
+            tokenizer=tokenizer,
+            plan=self.fingerprint,
+            shards=stage.shards,
+            heartbeat=heartbeat,
+        )
+
+
+def _stage_from_json(value: dict[str, Any]) -> StagePlan:
+    return StagePlan(**value | {"cells": tuple(CellPlan(**cell) for cell in value["cells"])})
+
+
+def _digest(places: pa.Table) -> str:
+    return xxhash.xxh3_64_hexdigest(places["cumulative"].combine_chunks().flatten().to_numpy().tobytes())

@@ -1,0 +1,148 @@
+"""Draws: caps hold for every document, tokens come out as planned, copies are spread, nothing depends on partitions."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataprep.storage import UserError
+from mixer.config import TIERS
+from mixer.draw import DRAWN, draw
+from tests.mixer.corpus import config, corpus, drawn, partition, planned
+
+PARTS = corpus()
+STAGES = (
+    {"tokens": 60_000},
+    {"tokens": 20_000, "shares": {"short": 0.1, "medium": 0.4, "long": 0.5}},
+    {"tokens": 15_000, "shares": {"short": 0.2, "medium": 0.2, "long": 0.6}},
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.integers(1000, 60_000), min_size=1, max_size=4))
+def test_caps_and_planned_tokens(seed, amounts):
+    mix = config(*[STAGES[i % 3] | {"tokens": tokens} for i, tokens in enumerate(amounts)], seed=seed)
+    try:
+        inventories, plan = planned(PARTS, mix)
+    except UserError:
+        return
+    copies: dict[int, list[int]] = {}
+    tiers = {}
+    longest = Counter()
+    for inventory in inventories:
+        for row in inventory.to_pylist():
+            key = (row["source"], row["tier"], row["length_class"])
+            longest[key] = max(longest[key], row["n_tokens"])
+    for stage in plan.stages:
+        items = drawn(PARTS, inventories, plan, stage.name)
+        tokens = Counter()
+        for row in items.to_pylist():
+            copies.setdefault(row["doc"], []).append(row["copy"])
+            tiers[row["doc"]] = TIERS[row["tier"]]
+            tokens[plan.sources[row["source"]], row["tier"], row["length_class"]] += len(row["ids"]) // 2
+        for cell in stage.cells:
+            key = (cell.source, TIERS.index(cell.tier), ("short", "medium", "long").index(cell.length_class))
+            # A bucket of the draw hash holds a handful of this corpus's documents, and the stage has two ends.
+            assert abs(tokens[key] - cell.planned) <= 6 * longest[key]
+    for doc, numbers in copies.items():
+        assert sorted(numbers) == list(range(len(numbers)))  # each copy once, over all stages
+        assert len(numbers) <= mix.tiers[tiers[doc]].cap
+
+
+def test_all_copies_the_caps_allow():
+    mix = config({"tokens": 1}, held_out={"fraction": 0})
+    inventories, _ = planned(PARTS, mix)
+    everything = 0
+    for inventory in inventories:
+        caps = np.array([2, 4, 4])[inventory["tier"].to_numpy()]
+        everything += int((caps * inventory["n_tokens"].to_numpy()).sum())
+    inventories, plan = planned(PARTS, config({"tokens": everything}, held_out={"fraction": 0}))
+    items = drawn(PARTS, inventories, plan, "s0")
+    assert sum(len(ids) for ids in items["ids"].to_pylist()) // 2 == everything
+
+
+def test_copies_of_a_document_are_spread_over_the_stage():
+    parts = [partition(0, [50] * 200, duplicates=0)]
+    mix = config({"tokens": 4 * 50 * 100}, tiers={t: {"copies": 1, "cap": 4} for t in TIERS}, shard_tokens=500)
+    inventories, plan = planned(parts, mix)
+    items = drawn(parts, inventories, plan, "s0")
+    assert plan.stages[0].shards == 40
+    assert items["window"].to_numpy().max() < 40
+    places = {}
+    for row in items.to_pylist():
+        places.setdefault(row["doc"], []).append(row["order"] / 2**64)
+        assert row["window"] == int(row["order"] / 2**64 * 40)
+    repeated = [sorted(p) for p in places.values() if len(p) > 1]
+    assert len(repeated) > 100
+    for place in repeated:
+        gaps = np.diff([*place, place[0] + 1])
+        assert np.allclose(gaps, 1 / len(place))
+
+
+def test_windows_are_about_equally_full_and_stages_are_shuffled_apart():
+    inventories, plan = planned(PARTS, config({"tokens": 60_000}, {"tokens": 60_000}, shard_tokens=15_000))
+    first, second = (drawn(PARTS, inventories, plan, name) for name in ("s0", "s1"))
+    sizes = [sum(map(len, first.filter(pc.equal(first["window"], w))["ids"].to_pylist())) // 2 for w in range(4)]
+    assert min(sizes) > 11_000 and max(sizes) < 19_000
+    a, b = ({r["doc"]: r["order"] for r in t.select(["doc", "order"]).to_pylist()} for t in (first, second))
+    both = sorted(set(a) & set(b))
+    assert len(both) > 50 and abs(np.corrcoef([a[d] for d in both], [b[d] for d in both])[0, 1]) < 0.2
+
+
+def test_the_draw_does_not_depend_on_how_the_corpus_is_cut():
+    inventories, plan = planned(PARTS, config(*STAGES))
+    for name in ("s0", "held-out"):
+        whole = drawn(PARTS, inventories, plan, name)
+        cut = [
+            draw(i.slice(a, 70), p.tokens, plan, name)
+            for i, p in zip(inventories, PARTS, strict=True)
+            for a in range(0, 400, 70)
+        ]
+        keys = [("order", "ascending"), ("doc", "ascending"), ("copy", "ascending")]
+        assert whole.schema == DRAWN
+        assert pa.concat_tables(cut).sort_by(keys).equals(whole.sort_by(keys))
+
+
+def test_held_out_documents_are_drawn_once_and_never_for_training():
+    mix = config(*STAGES, held_out={"fraction": 0.1, "tokens": 10**9})
+    inventories, plan = planned(PARTS, mix)
+    held_out = drawn(PARTS, inventories, plan, "held-out")["doc"].to_pylist()
+    expected = [
+        d for i in inventories for d, h in zip(i["doc"].to_pylist(), i["held_out"].to_pylist(), strict=True) if h
+    ]
+    assert sorted(held_out) == sorted(expected) and len(held_out) > 50
+    for stage in plan.stages:
+        assert not set(held_out) & set(drawn(PARTS, inventories, plan, stage.name)["doc"].to_pylist())
+
+
+def test_the_ids_are_the_documents_own():
+    inventories, plan = planned(PARTS, config(*STAGES))
+    for row in drawn(PARTS, inventories, plan, "s1").to_pylist():
+        file, record = divmod(row["doc"], 1 << 40)
+        assert row["ids"] == PARTS[file].tokens["ids"][record].as_py()
+
+
+def test_tables_that_do_not_belong_together_are_refused():
+    inventories, plan = planned(PARTS[:1], config({"tokens": 5000}))
+    other, _ = planned(PARTS[1:2], config({"tokens": 5000}))
+    with pytest.raises(UserError, match="source 'books' is not in the plan"):
+        draw(other[0], PARTS[1].tokens, plan, "s0")
+    with pytest.raises(UserError, match="other documents than the inventory"):
+        draw(inventories[0], PARTS[1].tokens, plan, "s0")
+
+
+def test_the_cap_holds_for_the_last_document_of_a_cell_too(monkeypatch):
+    """Its place is so near to 1 that `copies + place` rounds up to the next whole number."""
+    parts = [partition(0, [10] * 50, duplicates=0)]
+    mix = config(
+        {"tokens": 700}, {"tokens": 800}, tiers={t: {"copies": 1, "cap": 3} for t in TIERS}, held_out={"fraction": 0}
+    )
+    for module in ("inventory", "draw"):
+        monkeypatch.setattr(f"mixer.{module}.draw_hash", lambda seed, doc: np.full(len(doc), 2**64 - 2, np.uint64))
+    inventories, plan = planned(parts, mix)
+    copies = Counter(d for name in ("s0", "s1") for d in drawn(parts, inventories, plan, name)["doc"].to_pylist())
+    assert set(copies.values()) == {3}

@@ -1,0 +1,126 @@
+"""Packing: every token where its segment says, nothing lost, the same bytes whatever the order of the items."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixer.draw import DRAWN
+from mixer.pack import add_counts, pack_window
+from mixer.shards import StageInfo
+
+EOS = 7
+
+
+def info(context, dtype="uint16"):
+    size = 50_000 if dtype == "uint16" else 200_000
+    return StageInfo(
+        "s", 0, context, 1e4, 1, size, EOS, dtype, ("a", "b"), ("low", "medium", "high"), ("short", "medium", "long"),
+        "t", "p", 1,
+    )  # fmt: skip
+
+
+def items(lengths, dtype="uint16", window=0):
+    """Items whose token i of document d is 1000 d + i; some share their place in the order."""
+    n = len(lengths)
+    rng = np.random.default_rng(n)
+    ids = [(1000 * d + np.arange(length)).astype(dtype).tobytes() for d, length in enumerate(lengths)]
+    columns = [
+        np.full(n, window), rng.integers(0, n + 1, n), np.arange(n), rng.integers(0, 3, n), np.arange(n) % 2,
+        np.arange(n) % 3, np.arange(n) % 3,
+    ]  # fmt: skip
+    arrays = [pa.array(c).cast(f.type) for c, f in zip(columns, DRAWN, strict=False)]
+    return pa.table([*arrays, pa.array(ids, pa.large_binary())], schema=DRAWN)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(0, 90), max_size=25),
+    st.sampled_from([1, 3, 16, 50]),
+    st.sampled_from(["split", "truncate", "drop"]),
+    st.sampled_from(["uint16", "uint32"]),
+    st.randoms(use_true_random=False),
+)
+def test_every_token_is_where_its_segment_says(lengths, context, policy, dtype, random):
+    drawn = items(lengths, dtype)
+    packed = pack_window(drawn, info(context, dtype), policy, seed=1)
+    tokens, segments, counts = packed.tokens, packed.segments, packed.counts
+    assert tokens.dtype == dtype and tokens.shape == (counts["sequences"], context)
+
+    covered = np.zeros(tokens.shape, int)
+    seen = {d: [] for d in range(len(lengths))}
+    by_doc = drawn.drop_columns("ids").to_pylist()
+    for s in segments:
+        here = tokens[s["sequence"], s["start"] : s["start"] + s["length"]]
+        first = 1000 * int(s["doc"]) + int(s["offset"])
+        assert np.array_equal(here, (first + np.arange(s["length"])).astype(dtype))
+        covered[s["sequence"], s["start"] : s["start"] + s["length"]] += 1
+        seen[s["doc"]].append((int(s["offset"]), int(s["length"])))
+        assert all(s[name] == by_doc[s["doc"]][name] for name in ("copy", "source", "tier", "length_class"))
+    assert covered.max(initial=0) <= 1
+    assert (tokens[covered == 0] == EOS).all()
+    assert (np.diff(covered, axis=1) <= 0).all()  # padding only at the end
+    assert (covered.sum(axis=1) > 0).all()
+    assert np.array_equal(segments, np.sort(segments, order=["sequence", "start"]))
+
+    for doc, length in enumerate(lengths):
+        pieces = [(o, min(context, length - o)) for o in range(0, length, context)]
+        if policy == "truncate":
+            pieces = pieces[:1]
+        elif policy == "drop" and length > context:
+            pieces = []
+        assert sorted(seen[doc]) == pieces
+    assert counts["tokens_in"] == sum(lengths) == counts["packed"] + counts["truncated"] + counts["dropped"]
+    assert counts["sequences"] * context == counts["packed"] + counts["padding"]
+    assert counts["packed"] == covered.sum() == sum(cell["tokens"] for cell in counts["cells"])
+
+    order = list(range(len(lengths)))
+    random.shuffle(order)
+    again = pack_window(drawn.take(pa.array(order, pa.int64())), info(context, dtype), policy, seed=1)
+    assert tokens.tobytes() == again.tokens.tobytes() and segments.tobytes() == again.segments.tobytes()
+    assert counts == again.counts
+
+
+def test_tables_of_many_chunks_and_slices_are_read_right():
+    drawn = items([30, 5, 60, 12, 44, 8])
+    whole = pack_window(drawn, info(50), "split", 0)
+    chunks = pack_window(pa.concat_tables([drawn.slice(3), drawn.slice(0, 3)]), info(50), "split", 0)
+    assert whole.tokens.tobytes() == chunks.tokens.tobytes()
+    part = pack_window(drawn.slice(2, 2), info(50), "split", 0)
+    assert part.counts["tokens_in"] == 72
+
+
+def test_sequences_are_shuffled_by_seed_and_window_not_left_in_order_of_length():
+    lengths = np.random.default_rng(0).integers(26, 51, 400).tolist()  # one to a sequence
+    packed = pack_window(items(lengths), info(50), "split", 0)
+    assert packed.counts["sequences"] == 400
+    assert abs(np.corrcoef(packed.segments["length"], np.arange(400))[0, 1]) < 0.15
+    for other in (
+        pack_window(items(lengths), info(50), "split", 1),
+        pack_window(items(lengths, window=1), info(50), "split", 0),
+    ):
+        assert not np.array_equal(packed.segments["doc"], other.segments["doc"])
+        assert Counter(packed.segments["doc"]) == Counter(other.segments["doc"])
+
+
+def test_padding_is_small_on_log_normal_lengths():
+    lengths = np.clip(np.random.default_rng(0).lognormal(4, 1.2, 3000).astype(int), 1, 900).tolist()
+    counts = pack_window(items(lengths), info(512, "uint32"), "split", 0).counts
+    assert counts["padding"] < 0.005 * counts["packed"]
+
+
+def test_counts_add_up():
+    counts = [pack_window(items(lengths), info(40), "truncate", 0).counts for lengths in ([50, 3], [41, 2, 70], [])]
+    total = add_counts(counts)
+    assert (total["items"], total["items_over_context"], total["truncated"]) == (5, 3, 10 + 1 + 30)
+    assert sum(cell["tokens"] for cell in total["cells"]) == total["packed"]
+    assert [cell["source"] for cell in total["cells"]] == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize("policy", ["split", "truncate", "drop"])
+def test_an_empty_window_is_no_special_case(policy):
+    packed = pack_window(DRAWN.empty_table(), info(40), policy, 0)
+    assert packed.tokens.shape == (0, 40) and len(packed.segments) == 0 and packed.counts["cells"] == []
