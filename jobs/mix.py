@@ -116,7 +116,8 @@ def prepare(engine: Engine, config: Config) -> Prepared:
         pack_step = Step(f"pack-{stage.name}", VERSION, {"plan": fingerprint, "stage": stage.name})
         directory = pack_step.directory(engine.root)
         if not engine.dry_run:
-            info.save(directory)
+            if not storage.exists(join(directory, "stage.json")):
+                info.save(directory)
             engine.publish(pack_step)
         stages.append(StageLog(pack_step, info, directory))
     places = (commit.path("plan"), commit.path("places"))

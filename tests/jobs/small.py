@@ -70,7 +70,7 @@ def config(folder: Path, **sections: dict) -> dict:
         },
     }
     for name, section in sections.items():
-        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return values
 
 

@@ -1,0 +1,249 @@
+"""The data jobs from raw files to packed shards: resume, staleness, added and removed input, kills, takedowns."""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataprep import storage, tokenizer
+from dataprep.storage import Commit, UserError, read_table
+from jobs import corpus, dedup, export, mix, quality, tokens
+from jobs.config import load
+from jobs.engine import Engine
+from mixer.reader import ShardLog
+from tests.jobs import small
+from tests.tree import tree
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def run(folder: Path, job=mix, **sections) -> None:
+    """Run a job in this process on the small corpus in `folder/in`."""
+    config = load(small.write_config(folder, **sections))
+    with Engine(config.root, config.workers) as engine:
+        job.main(engine, config, argparse.Namespace(plan_only=False))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A finished run up to packed shards. Tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("done")
+    small.write_corpus(folder / "in")
+    run(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(done, tmp_path) -> Path:
+    """A copy of the finished run that reads the same input files."""
+    shutil.copytree(done / "root", tmp_path / "root")
+    (tmp_path / "in").symlink_to(done / "in")
+    return tmp_path
+
+
+def settings(done: Path) -> dict:
+    """The source's paths as in the finished run, so that a copy finds the same manifest entries."""
+    return {"corpus": {"sources": [{"name": "tales", "paths": [str(done / "in")]}]}}
+
+
+def test_planted_duplicates_and_bad_lines_are_found(done):
+    config = load(small.write_config(done))
+    with Engine(config.root, 0) as engine:
+        built = corpus.build(engine, config)
+        verdicts = [row for c in dedup.build(engine, config) for row in read_table(c.path("dedup")).to_pylist()]
+        documents = [r for p in corpus.partitions(engine, config) for r in read_table(p.documents).to_pylist()]
+        tiers = quality.tiers(quality.build(engine, config))
+    assert corpus.totals(built, "quarantined") == {"tales": {"malformed JSON": 3, "empty text": 3}}
+    assert corpus.totals(built, "documents") == {"tales": 3 * 62} and len(documents) == 3 * 62
+    assert sum(tiers["tales"].values()) == 3 * 62
+    by_id, kept = {d["doc"]: d for d in documents}, {v["doc"] for v in verdicts if v["keep"]}
+    removed = {by_id[v["doc"]]["id"]: (v["reason"], by_id[v["keeper"]]["id"]) for v in verdicts if not v["keep"]}
+    for n in range(3):
+        assert removed[f"{n}-60"] == ("exact", f"{n}-1")
+        pair = {f"{n}-61", f"{n}-0"}
+        gone = next(iter(pair & set(removed)))
+        assert removed[gone] == ("near", next(iter(pair - {gone})))
+    assert all(v["keeper"] in kept and v["jaccard"] >= 0.8 for v in verdicts if not v["keep"])
+    assert len(removed) == 6
+
+
+def test_shards_hold_the_documents_tokens_in_planned_shares(done):
+    config = load(small.write_config(done))
+    texts = {}
+    with Engine(config.root, 0) as engine:
+        for p in corpus.partitions(engine, config):
+            table = read_table(p.documents)
+            texts |= dict(zip(table["doc"].to_pylist(), table["text"].to_pylist(), strict=True))
+        coder = tokenizer.load(tokens.build_tokenizer(engine, config)[0], config.tokens)
+        stages = mix.prepare(engine, config).stages
+    trained, held_out = set(), set()
+    for stage in stages:
+        log = ShardLog(stage.directory)
+        total = log.wait(1 << 60)
+        batch = log.read(0, total)
+        pieces: dict[tuple, dict] = {}
+        for s in batch.segments:
+            ids = batch.tokens[s["sequence"], s["start"] : s["start"] + s["length"]]
+            pieces.setdefault((int(s["doc"]), int(s["copy"])), {})[int(s["offset"])] = ids
+            (held_out if stage.info.stage == "held-out" else trained).add(int(s["doc"]))
+        for (doc, _), parts in pieces.items():
+            ids = np.concatenate([parts[offset] for offset in sorted(parts)])
+            assert ids[-1] == log.stage.eos and coder.decode(ids[:-1]) == texts[doc]
+        end = storage.read_json(storage.join(stage.directory, "end.json"))
+        if stage.info.stage == "longer":
+            packed = {c: 0 for c in log.stage.classes}
+            for cell in end["totals"]["cells"]:
+                packed[cell["length_class"]] += cell["tokens"]
+            for name, share in {"short": 0.3, "medium": 0.4, "long": 0.3}.items():
+                assert packed[name] / end["totals"]["packed"] == pytest.approx(share, abs=0.1)
+    assert held_out and not held_out & trained
+
+
+def test_a_second_run_changes_nothing_and_any_removed_directory_comes_back(done, copy):
+    before = tree(copy / "root")
+    stamps = {f: f.stat().st_mtime_ns for f in (copy / "root").rglob("*") if f.is_file() and f.name != ".lock"}
+    run(copy, **settings(done))
+    assert tree(copy / "root") == before and all(f.stat().st_mtime_ns == stamp for f, stamp in stamps.items())
+    for directory in sorted(d for d in (copy / "root").iterdir() if d.is_dir()):
+        shutil.rmtree(directory)
+        run(copy, **settings(done))
+        assert tree(copy / "root") == before, directory.name
+
+
+def test_an_added_file_is_the_only_one_read(tmp_path, monkeypatch):
+    small.write_corpus(tmp_path / "in", files=2)
+    run(tmp_path)
+    content = small.file_content(random.Random("new"), 20, 7)
+    (tmp_path / "in" / "07.jsonl").write_text(content)
+    ran: dict[str, list[str]] = {}
+    steps = {corpus: "make_group", dedup: "sign_partition", quality: "score_partition", tokens: "encode_partition"}
+
+    def watched(name, function):
+        return lambda out, *args: (ran.setdefault(name, []).append(out.key), function(out, *args))[1]
+
+    for module, name in steps.items():
+        monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
+    run(tmp_path)
+    manifest = [json.loads(line) for line in (tmp_path / "root" / "manifest.jsonl").read_text().splitlines()]
+    groups = {entry["group"] for entry in manifest if entry["path"].endswith("07.jsonl")}
+    assert set(ran) == set(steps.values())
+    assert {int(key.split("-")[0]) for keys in ran.values() for key in keys} == groups
+
+
+def test_a_removed_file_leaves_no_trace_in_the_shards(tmp_path):
+    small.write_corpus(tmp_path / "in", files=3)
+    run(tmp_path)
+    (tmp_path / "in" / "01.jsonl").unlink()
+    run(tmp_path)
+    directory = storage.read_json(str(tmp_path / "root/latest/pack-base.json"))["directory"]
+    log = ShardLog(str(tmp_path / "root" / directory))
+    segments = log.read(0, log.wait(1 << 60)).segments
+    assert len(segments) and not (segments["doc"] >> 40 == 1).any()
+
+
+def test_takedowns_reach_every_stage_without_new_tokens(done, copy):
+    config = load(small.write_config(copy, **settings(done)))
+    with Engine(config.root, 0) as engine:
+        paths = [p.documents for p in corpus.partitions(engine, config)]
+        rows = [row for p in paths for row in read_table(p, ["doc", "id", "content_hash"]).to_pylist()]
+    victims = [rows[5], rows[70], rows[100]]
+    names = [str(victims[0]["doc"]), victims[1]["id"], victims[2]["content_hash"].hex()]
+    (copy / "exclude.txt").write_text("\n".join(names) + "\n")
+    before = {d.name: d.stat().st_mtime_ns for d in (copy / "root").glob("tokens-*/*")}
+    run(copy, mix={"exclude": str(copy / "exclude.txt")}, **settings(done))
+    assert before == {d.name: d.stat().st_mtime_ns for d in (copy / "root").glob("tokens-*/*")}
+    for pointer in (copy / "root/latest").glob("pack-*.json"):
+        log = ShardLog(str(copy / "root" / json.loads(pointer.read_text())["directory"]))
+        docs = set(log.read(0, log.wait(1 << 60)).segments["doc"].tolist())
+        assert docs and not docs & {v["doc"] for v in victims}
+
+
+def test_export_writes_what_is_kept(done, copy):
+    sections = {**settings(done), "export": {"formats": ["parquet", "jsonl.zst", "megatron"]}}
+    run(copy, export, **sections)
+    folder = next((copy / "root").glob("export-*"))
+    rows = [row for f in sorted(folder.glob("*.parquet")) for row in read_table(str(f)).to_pylist()]
+    assert len(rows) == 3 * 60 and {"text", "tier", "score", "n_tokens"} <= set(rows[0])
+    import zstandard
+
+    lines = b"".join(zstandard.ZstdDecompressor().stream_reader(f.open("rb")).read() for f in sorted(folder.glob("*.jsonl.zst")))
+    assert [json.loads(line)["text"] for line in lines.splitlines()] == [row["text"] for row in rows]
+    total = sum(row["n_tokens"] for row in rows)
+    assert sum(f.stat().st_size for f in folder.glob("*.bin")) == 2 * total
+    assert {f.stem for f in folder.glob("*.bin")} == {f.stem for f in folder.glob("*.idx")}
+
+
+@pytest.mark.parametrize(
+    "sections,message",
+    [
+        ({"corpus": {"sources": [{"name": "x", "paths": ["/no/such/*.jsonl"]}]}}, "/no/such"),
+        ({"tokens": {"tokenizer": "/no/such/tokenizer.json"}}, "/no/such/tokenizer.json"),
+        ({"mix": {"exclude": "/no/such/list"}}, "/no/such/list"),
+        ({"mix": {"stages": [{"name": "b", "context": 128, "tokens": 10**9}]}}, "b"),
+        ({"dedup": {"max_source_loss": 0.0}}, "max_source_loss"),
+        ({"mix": {"stages": [{"name": "b", "context": 128, "tokens": 9999, "source_weights": {"tail": 1}}]}}, "tail"),
+    ],
+)
+def test_impossible_wishes_are_one_clear_message(done, copy, sections, message):
+    with pytest.raises(UserError, match=message):
+        run(copy, **{**settings(done), **sections})
+    assert not list((copy / "root").rglob(".tmp-*"))
+
+
+def command(folder: Path, workers: int) -> list[str]:
+    path = small.write_config(folder, **settings(folder))
+    return [sys.executable, "jobs/mix.py", path, "--workers", str(workers)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_bytes_on_ray(done, tmp_path, workers):
+    root = tmp_path / "root"
+    arguments = [*command(done, workers), "--root", str(root)]
+    subprocess.run(arguments, cwd=CHECKOUT, check=True, capture_output=True, timeout=300)
+    assert tree(root) == tree(done / "root")
+
+
+def kill_until_done(done: Path, root: Path, kills: int, seed: int) -> None:
+    """SIGKILL the job with all its workers at moments spread over its work; then let the same command finish."""
+    rng = random.Random(seed)
+    goals = sorted(rng.sample(range(1, len(list((done / "root").rglob("*.commit.json")))), kills))
+    arguments = [*command(done, 2), "--root", str(root)]
+    for goal in goals:
+        job = subprocess.Popen(arguments, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        while job.poll() is None and len(list(root.rglob("*.commit.json"))) < goal:
+            time.sleep(0.005)
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    subprocess.run(arguments, cwd=CHECKOUT, check=True, capture_output=True, timeout=300)
+
+
+def test_two_kills_leave_no_trace(done, tmp_path):
+    kill_until_done(done, tmp_path / "root", kills=2, seed=0)
+    assert tree(tmp_path / "root") == tree(done / "root")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(15))
+def test_soak_thirty_kills(done, tmp_path, seed):
+    kill_until_done(done, tmp_path / "root", kills=2, seed=seed + 1)
+    assert tree(tmp_path / "root") == tree(done / "root")
+
+
+def test_commits_can_be_read_by_anyone(done):
+    """Every commit is plain JSON that names existing files with their sizes and checksums."""
+    commits = list((done / "root").rglob("*.commit.json"))
+    assert len(commits) > 20
+    for file in commits:
+        commit = Commit.load(str(file.parent), file.name.removesuffix(storage.COMMIT))
+        for entry in commit.files.values():
+            path = file.parent / entry["name"]
+            assert path.stat().st_size == entry["bytes"] and storage.checksum(str(path)) == entry["xxh3"]
