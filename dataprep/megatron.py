@@ -25,7 +25,7 @@ from dataprep.storage import UserError, array_buffers
 
 MAGIC = b"MMIDIDX\x00\x00"
 # Type of our ids -> (code, type of theirs). The format knows no uint32.
-TYPES = {"uint16": (8, np.dtype("<u2")), "uint32": (4, np.dtype("<i4"))}
+TYPES: dict[str, tuple[int, np.dtype]] = {"uint16": (8, np.dtype("<u2")), "uint32": (4, np.dtype("<i4"))}
 LONGEST = 2**31 - 1
 
 

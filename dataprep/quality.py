@@ -75,7 +75,8 @@ class QualityConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rules: tuple[str, ...] = Field(
-        ("gopher",), description="rule sets of every source that by_source does not name: " + ", ".join(RULE_SETS)
+        default=("gopher",),
+        description="rule sets of the sources that by_source does not name: " + ", ".join(RULE_SETS),
     )
     by_source: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="source -> its rule sets; [] = no rules, right for code"
@@ -83,8 +84,8 @@ class QualityConfig(BaseModel):
     thresholds: dict[str, Interval] = Field(
         default_factory=dict, description="rule -> [min, max] in place of the published ones; null = no limit"
     )
-    low: float = Field(0.7, ge=0, le=1, description="a document with a score under this is low")
-    high: float = Field(0.9, ge=0, le=1, description="a document with at least this score that fails no rule is high")
+    low: float = Field(default=0.7, ge=0, le=1, description="a document with a score under this is low")
+    high: float = Field(default=0.9, ge=0, le=1, description="a document that fails no rule is high from this score on")
 
     @model_validator(mode="after")
     def _check(self) -> "QualityConfig":

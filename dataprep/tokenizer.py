@@ -47,13 +47,16 @@ class TokensConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokenizer: str | None = Field(
-        None, description="path or URL of a tokenizer.json or a SentencePiece .model; null = train one on the corpus"
+        default=None,
+        description="path or URL of a tokenizer.json or a SentencePiece .model; null = train one on the corpus",
     )
-    vocab_size: int = Field(32768, ge=300, description="entries of the trained vocabulary")
-    sample_mb: float = Field(100, gt=0, description="megabytes of text to train on")
-    eos: str = Field(EOS, min_length=1, description="end-of-text token; for a loaded tokeniser the usual names as well")
-    bos: bool = Field(False, description="begin every document with the tokeniser's beginning-of-text token")
-    seed: int = Field(0, description="chooses the documents to train on")
+    vocab_size: int = Field(default=32768, ge=300, description="entries of the trained vocabulary")
+    sample_mb: float = Field(default=100, gt=0, description="megabytes of text to train on")
+    eos: str = Field(
+        default=EOS, min_length=1, description="end-of-text token; for a loaded tokeniser the usual names as well"
+    )
+    bos: bool = Field(default=False, description="begin every document with the tokeniser's beginning-of-text token")
+    seed: int = Field(default=0, description="chooses the documents to train on")
 
     @field_validator("tokenizer")
     @classmethod

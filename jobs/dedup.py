@@ -10,6 +10,7 @@ if not __package__:  # run as a script
 import argparse
 import math
 from collections.abc import Sequence
+from unicodedata import unidata_version  # letters and digits are as this version has them
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,8 @@ RANGE_BYTES = 256 << 20  # of bucket rows that one task sorts
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the verdicts up to date: one commit per corpus partition, in their order."""
     dedup, partitions = config.dedup, corpus.partitions(engine, config)
-    step = Step("dedup-signatures", VERSION, dedup.model_dump(mode="json", exclude={"max_source_loss"}))
+    about = dedup.model_dump(mode="json", exclude={"max_source_loss"}) | {"unicode": unidata_version}
+    step = Step("dedup-signatures", VERSION, about)
     signed = engine.map(step, sign_partition, [p.task(dedup) for p in partitions])
     edges = find_edges(engine, dedup, partitions, signed)
     inputs = {f"{c.directory.rsplit('/', 1)[-1]}/{c.key}": c.fingerprint for c in edges}
@@ -60,7 +62,7 @@ def find_edges(engine: Engine, dedup: DedupConfig, partitions: list[Partition], 
     pairs = engine.exchange(Step("dedup-pairs", VERSION), cut_buckets, tasks, ranges, pair_buckets)
     if not dedup.near or not partitions:
         return pairs
-    about = {"shingle": dedup.shingle, "threshold": dedup.threshold}
+    about = {"shingle": dedup.shingle, "threshold": dedup.threshold, "unicode": unidata_version}
     starts = [c.aggregates["first_doc"] for c in signed]  # partitions hold ascending documents, so these route any doc
     # Text decides what is verified: the partitions' own fingerprints are inputs beside the pairs'.
     corpus_print = storage.fingerprint([[p.key, p.fingerprint] for p in partitions])

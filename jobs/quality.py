@@ -5,6 +5,7 @@ if not __package__:  # run as a script
 
 import argparse
 from collections import Counter
+from unicodedata import unidata_version  # letters and digits are as this version has them
 
 from dataprep import quality
 from dataprep.quality import QualityConfig
@@ -19,7 +20,8 @@ VERSION = 1
 
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the scores up to date: one commit per corpus partition."""
-    step = Step("quality", VERSION, config.quality.model_dump(mode="json"))
+    about = config.quality.model_dump(mode="json") | {"unicode": unidata_version}
+    step = Step("quality", VERSION, about)
     tasks = [p.task(config.quality) for p in corpus.partitions(engine, config)]
     return engine.map(step, score_partition, tasks)
 

@@ -31,7 +31,7 @@ import unicodedata
 import numpy as np
 
 from kernels.jit import njit
-from kernels.words import CODE_POINTS, SPACELESS, _decode, mix
+from kernels.words import CODE_POINTS, SPACELESS, decode, mix
 
 SIGNALS = (
     "characters", "words", "mean_word_length", "hash_ratio", "ellipsis_ratio", "bullet_lines", "ellipsis_lines",
@@ -93,7 +93,7 @@ def _scan(data, start, end, classes, words, ends, lines, counts):
         if i < end:
             code = np.uint32(data[i])
             if code >= 0x80:
-                code, size = _decode(data, i, end)
+                code, size = decode(data, i, end)
         kind = classes[code] if code < CODE_POINTS else np.uint8(0)
         if open_word and (kind & (SPACE | ALONE) or (open_word & ALONE and not kind & MARK)):
             words[word_count] = mix(value)

@@ -99,7 +99,7 @@ def mix(value):
 
 
 @njit
-def _decode(data, i, end):
+def decode(data, i, end):
     """(code point, bytes) of the UTF-8 character at data[i]; a broken one counts as one byte and U+FFFD."""
     lead = np.uint32(data[i])
     if lead < 0x80:
@@ -128,7 +128,7 @@ def _scan(data, offsets, folds, hashes, word_offsets):
             entry = folds[data[i]]
             size = 1
             if data[i] >= 0x80:
-                code, size = _decode(data, i, end)
+                code, size = decode(data, i, end)
                 entry = folds[code] if code < CODE_POINTS else np.uint32(0)
             i += size
             kind = entry >> np.uint32(24)

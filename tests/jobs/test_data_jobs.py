@@ -21,7 +21,7 @@ from jobs.config import load
 from jobs.engine import Engine
 from mixer.reader import ShardLog
 from tests.jobs import small
-from tests.tree import tree
+from tests.tree import commits, tree
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -199,50 +199,69 @@ def test_impossible_wishes_are_one_clear_message(done, copy, sections, message):
     assert not list((copy / "root").rglob(".tmp-*"))
 
 
-def command(folder: Path, workers: int) -> list[str]:
-    path = small.write_config(folder, **settings(folder))
-    return [sys.executable, "jobs/mix.py", path, "--workers", str(workers)]
+def command(done: Path, root: Path, job: str, workers: int) -> list[str]:
+    config = small.write_config(done, **settings(done), export={"formats": ["parquet", "jsonl.zst", "megatron"]})
+    return [sys.executable, f"jobs/{job}.py", config, "--workers", str(workers), "--root", str(root)]
+
+
+def finish(arguments: list[str]) -> None:
+    done = subprocess.run(arguments, cwd=CHECKOUT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_same_bytes_on_ray(done, tmp_path, workers):
-    root = tmp_path / "root"
-    arguments = [*command(done, workers), "--root", str(root)]
-    subprocess.run(arguments, cwd=CHECKOUT, check=True, capture_output=True, timeout=300)
-    assert tree(root) == tree(done / "root")
+    finish(command(done, tmp_path / "root", "mix", workers))
+    assert tree(tmp_path / "root") == tree(done / "root")
 
 
-def kill_until_done(done: Path, root: Path, kills: int, seed: int) -> None:
-    """SIGKILL the job with all its workers at moments spread over its work; then let the same command finish."""
-    rng = random.Random(seed)
-    goals = sorted(rng.sample(range(1, len(list((done / "root").rglob("*.commit.json")))), kills))
-    arguments = [*command(done, 2), "--root", str(root)]
-    for goal in goals:
-        job = subprocess.Popen(arguments, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        while job.poll() is None and len(list(root.rglob("*.commit.json"))) < goal:
-            time.sleep(0.005)
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
-    subprocess.run(arguments, cwd=CHECKOUT, check=True, capture_output=True, timeout=300)
+def kill(arguments: list[str], root: Path, goal: int) -> None:
+    """Start the command and SIGKILL it with all its workers when `goal` commits are there."""
+    run = subprocess.Popen(
+        arguments, cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while run.poll() is None and commits(root) < goal:
+        time.sleep(0.002)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
 
 
-def test_two_kills_leave_no_trace(done, tmp_path):
-    kill_until_done(done, tmp_path / "root", kills=2, seed=0)
+JOBS = ["corpus", "dedup", "quality", "tokens", "mix", "export"]
+
+
+def test_two_kills_of_every_job_leave_no_trace(done, tmp_path):
+    """The jobs one after the other, each killed at two moments of its own work, then run to its end."""
+    for job in JOBS:
+        finish(command(done, tmp_path / "whole", job, 0))
+        for _ in range(2):
+            before, goal = commits(tmp_path / "killed"), commits(tmp_path / "whole")
+            moment = before + random.Random(f"{job} {before}").randint(1, max(1, goal - before - 1))
+            kill(command(done, tmp_path / "killed", job, 0), tmp_path / "killed", moment)
+        finish(command(done, tmp_path / "killed", job, 0))
+        assert tree(tmp_path / "killed") == tree(tmp_path / "whole"), job
+
+
+def test_a_kill_with_all_ray_workers_leaves_no_trace(done, tmp_path):
+    kill(command(done, tmp_path / "root", "mix", 2), tmp_path / "root", commits(done / "root") // 3)
+    finish(command(done, tmp_path / "root", "mix", 2))
     assert tree(tmp_path / "root") == tree(done / "root")
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(15))
 def test_soak_thirty_kills(done, tmp_path, seed):
-    kill_until_done(done, tmp_path / "root", kills=2, seed=seed + 1)
+    rng = random.Random(seed)
+    for goal in sorted(rng.sample(range(1, commits(done / "root")), 2)):
+        kill(command(done, tmp_path / "root", "mix", rng.choice([0, 2])), tmp_path / "root", goal)
+    finish(command(done, tmp_path / "root", "mix", 2))
     assert tree(tmp_path / "root") == tree(done / "root")
 
 
 def test_commits_can_be_read_by_anyone(done):
     """Every commit is plain JSON that names existing files with their sizes and checksums."""
-    commits = list((done / "root").rglob("*.commit.json"))
-    assert len(commits) > 20
-    for file in commits:
+    files = list((done / "root").rglob("*.commit.json"))
+    assert len(files) > 20
+    for file in files:
         commit = Commit.load(str(file.parent), file.name.removesuffix(storage.COMMIT))
         for entry in commit.files.values():
             path = file.parent / entry["name"]

@@ -18,7 +18,7 @@ from dataprep.storage import Attempt, Commit, UserError
 from jobs import exchange
 from jobs.engine import DryRunEnd, Engine, Step, Task
 from tests.jobs import toy
-from tests.tree import tree
+from tests.tree import commits, tree
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -217,8 +217,8 @@ def kill_until_done(root: Path, kills: int, seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(kills):
         run = run_toy(root, 2, pause=0.3)
-        goal = len(list(root.rglob("*.commit.json"))) + rng.randint(1, 5)
-        while run.poll() is None and len(list(root.rglob("*.commit.json"))) < goal:
+        goal = commits(root) + rng.randint(1, 5)
+        while run.poll() is None and commits(root) < goal:
             time.sleep(0.01)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
