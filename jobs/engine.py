@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -273,21 +274,32 @@ class Engine:
 
     def ray(self) -> Any:
         """Ray, started here or joined (RAY_ADDRESS, or a submitted job's cluster)."""
-        import ray
-
         with self._ray_lock:
+            joins = bool(os.environ.get("RAY_ADDRESS") or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ)
+            if not joins and "RAY_AUTH_MODE" not in os.environ:
+                # A cluster of our own gets a token of its own: Ray would leave one in the home directory, where it
+                # changes how every later `ray start` and `ray job submit` behave.
+                os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            import ray
+
             if ray.is_initialized():
                 return ray
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task that asks no GPU sees what it saw
-            quiet = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-            if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+            if joins:
                 submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # the job brings its own working directory
                 env = None if submitted else {"env_vars": {"PYTHONPATH": CHECKOUT}}
                 ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=env)
             else:
                 paths = [CHECKOUT, *filter(None, [os.environ.get("PYTHONPATH")])]
                 with _environment("PYTHONPATH", os.pathsep.join(paths)):
-                    ray.init(address="local", num_cpus=self.workers, object_store_memory=150_000_000, **quiet)
+                    ray.init(
+                        address="local",
+                        num_cpus=self.workers,
+                        object_store_memory=150_000_000,  # bulk data goes through storage
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level="ERROR",
+                    )
             self._started_ray = True
         return ray
 
