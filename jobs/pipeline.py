@@ -133,10 +133,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{counts['near']:,} near duplicates removed, {counts['kept']:,} kept; {sum(summary['tokens'].values()):,} tokens"
     )
     table = Table(title="stages", title_justify="left")
-    for column in ("stage", "context", "tokens", "short/medium/long asked", "achieved", "padding"):
-        table.add_column(column)
-    for column in ("first loss", "last loss", "held-out loss", "tokens/s"):
-        table.add_column(column, justify="right")
+    columns = ("stage", "context", "tokens", "short/medium/long\nplanned %", "\nachieved %", "padding")
+    for column in (*columns, "first\nloss", "last\nloss", "held-out\nloss", "tokens/s"):
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for row in summary["stages"]:
         shares = ["/".join(f"{row[k][c] * 100:.1f}" for c in row[k]) for k in ("shares_planned", "shares_achieved")]
         losses = [f"{row[k]:.3f}" if row.get(k) is not None else "" for k in ("first_loss", "last_loss", "held_out_loss")]

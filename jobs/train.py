@@ -3,13 +3,23 @@
 if not __package__:  # run as a script
     import _script  # noqa: F401
 
+import argparse
+import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from dataprep import storage
 from dataprep.storage import UserError, join
+from jobs.config import Config
+from jobs.engine import DryRunEnd, Engine
+from jobs.progress import say
 from trainer.config import TrainConfig
 
 MAX_FAILURES = 5
+LINE_SECONDS = 10.0
 ENVIRONMENT = {
     # Waiting torch threads sleep: spinning ones are many times slower where the packer runs on the same cores.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -64,3 +74,77 @@ def worker(arguments: dict[str, Any]) -> dict[str, Any] | str:
         return train_here(TrainConfig(**arguments["config"]), arguments["root"], arguments["stages"])
     except UserError as error:
         return str(error)
+
+
+def build(engine: Engine, config: Config) -> dict[str, Any]:
+    """Train all stages of the curriculum that are not trained yet; what `trainer.loop.train` returns."""
+    stages = [stage.name for stage in config.mix.stages]
+    found = finished(config.train, engine.root, stages)
+    if found is None and engine.dry_run:
+        say("train: would run")
+        raise DryRunEnd("train")
+    if found is None:
+        if config.workers != 0:
+            engine.ray()
+        with following(engine.root, stages):
+            return train(config.train, engine.root, stages, ray=config.workers != 0)
+    return found
+
+
+@contextmanager
+def following(root: str, stages: list[str]) -> Iterator[None]:
+    """While the block runs, say every few seconds how training goes (workers may be anywhere; their metrics are not)."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        said = None
+        while not stop.wait(LINE_SECONDS):
+            run = storage.read_json(join(root, "latest", "train.json"))
+            for stage in reversed(stages if run else []):
+                try:
+                    lines = storage.read_bytes(join(root, run["directory"], stage, "metrics.jsonl")).splitlines()
+                    last = json.loads(lines[-1])
+                except (OSError, IndexError, ValueError):  # not there yet, or in the middle of a line
+                    continue
+                if (stage, last["step"]) != said:
+                    said = (stage, last["step"])
+                    say(
+                        f"train {stage}: {last['stage_tokens']:,} tokens, step {last['step']}, loss {last['loss']:.3f}, "
+                        f"lr {last['lr']:.1e}, {last['tokens_per_second']:,.0f} tokens/s"
+                    )
+                break
+
+    thread = threading.Thread(target=follow, name="follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def finished(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any] | None:
+    """The result, if every stage is trained on the shards that are there now; needs neither Ray nor torch."""
+    logs = [storage.read_json(join(root, "latest", f"pack-{stage}.json")) for stage in stages]
+    if None in logs:
+        raise UserError(f"{root} holds no shards of stage {stages[logs.index(None)]}; plan and pack them first (jobs/mix.py)")
+    plan = storage.read_json(join(root, logs[0]["directory"], "stage.json"))["plan"]
+    directory = join(root, f"train-{config.identity(plan)}")
+    done = {stage: storage.read_json(join(directory, stage, "done.json")) for stage in stages}
+    export = join(directory, stages[-1], "hf") if config.export else None
+    if None in done.values() or (export and not storage.exists(join(export, "config.json"))):
+        return None
+    return {"directory": directory, "stages": done, "export": export}
+
+
+def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
+    result = build(engine, config)
+    for stage, done in result["stages"].items():
+        say(f"{stage}: loss {done['first_loss']:.3f} -> {done['last_loss']:.3f}, {done['tokens_per_second']:,.0f} tokens/s")
+    say(f"train: {result['directory']}   model: {result['export']}")
+
+
+if __name__ == "__main__":
+    from jobs.cli import run
+
+    run("train")

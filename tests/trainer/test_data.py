@@ -1,0 +1,71 @@
+"""Targets, boundaries, sources and padding, against a token-by-token reading of the segments."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixer.reader import Batch
+from mixer.shards import SEGMENT
+from trainer.data import NO_TARGET, pack
+from trainer.parallel import World
+
+CONTEXT = 12
+rows = st.lists(st.lists(st.integers(1, CONTEXT), min_size=0, max_size=5), min_size=1, max_size=4)
+
+
+def batch(lengths_by_row):
+    tokens = np.arange(1, len(lengths_by_row) * CONTEXT + 1, dtype=np.uint16).reshape(-1, CONTEXT)
+    segments = []
+    for row, lengths in enumerate(lengths_by_row):
+        start = 0
+        for length in lengths:
+            length = min(length, CONTEXT - start)
+            if length:
+                segments.append((row, start, length, 0, 0, 0, len(segments) % 3, 0, 0))
+            start += length
+    return Batch(tokens, np.array(segments, SEGMENT))
+
+
+@given(rows)
+def test_every_token_by_hand(lengths_by_row):
+    data = batch(lengths_by_row)
+    packed = pack(data, block=4)
+    targets = np.full(data.tokens.size, NO_TARGET)
+    sources = np.full(data.tokens.size, -1)
+    positions = np.zeros(data.tokens.size, int)
+    end_of_row = {}
+    for s in data.segments:
+        for i in range(s["length"]):
+            t = s["sequence"] * CONTEXT + s["start"] + i
+            sources[t], positions[t] = s["source"], i
+            if i + 1 < s["length"]:
+                targets[t] = data.tokens.flat[t + 1]
+        end_of_row[s["sequence"]] = s["start"] + s["length"]
+    for row in range(len(data.tokens)):  # the padding of a row is one more document
+        start = end_of_row.get(row, 0)
+        positions[row * CONTEXT + start : (row + 1) * CONTEXT] = np.arange(CONTEXT - start)
+    assert packed.target_T.tolist() == targets.tolist()
+    assert packed.source_T.tolist() == sources.tolist()
+    assert packed.layout.position_T.tolist() == positions.tolist()
+    assert packed.token_T.tolist() == data.tokens.ravel().tolist()
+    assert packed.real_T.sum() == data.segments["length"].sum()
+
+
+def test_eos_is_learned_but_what_follows_it_is_not():
+    data = batch([[3, 4]])
+    packed = pack(data, block=4)
+    assert packed.target_T.tolist()[:7] == [2, 3, NO_TARGET, 5, 6, 7, NO_TARGET]
+
+
+def test_a_masked_batch_counts_for_nothing():
+    packed = pack(batch([[3, 4]]), block=4, masked=True)
+    assert not packed.real_T.any() and (packed.target_T == NO_TARGET).all()
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9))
+def test_shares_are_contiguous_and_even(start, length, size):
+    ranks = [World(r, size, torch.device("cpu"), None) for r in range(size)]
+    shares = [r.share(start, start + length) for r in ranks]
+    assert [shares[0][0], *(b for _, b in shares)] == [*(a for a, _ in shares), start + length]
+    assert max(b - a for a, b in shares) - min(b - a for a, b in shares) <= 1

@@ -1,0 +1,276 @@
+"""Training as a whole: against a plain loop, interrupted and resumed, on two processes, stage after stage."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dataprep.storage import UserError, read_json
+from mixer.shards import beat
+from tests.trainer.ranks import run
+from tests.trainer.shards import VOCABULARY, write_root
+from trainer import __main__, checkpoint, loop, metrics
+from trainer.attention import Layout
+from trainer.config import ModelConfig, OptimizerConfig, Phase, TrainConfig
+from trainer.loop import train
+from trainer.model import Decoder, initialise
+from trainer.parallel import build_model, build_optimizer, world
+from trainer.schedule import learning_rate
+
+MODEL = ModelConfig(hidden=32, heads=2, kv_heads=1, head_dim=16, rotary_dim=8, ffn=24, block=16, layers=4, softmax_every=4)
+CONFIG = TrainConfig(
+    model=MODEL, dtype="float64", batch_tokens=480, micro_tokens=192, checkpoint_steps=4, evaluate_tokens=600, threads=1,
+    schedule=(Phase(share=0.2, lr=5e-3), Phase(share=0.8, lr=5e-4, shape="cosine")),
+    optimizer=OptimizerConfig(clip=0.5),
+)  # fmt: skip
+STAGES = ["base", "longer"]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packed")
+    write_root(root)
+    return root
+
+
+@pytest.fixture
+def root(packed, tmp_path):
+    return shutil.copytree(packed, tmp_path / "root")
+
+
+@pytest.fixture(scope="module")
+def trained(packed, tmp_path_factory):
+    """(root, what train returned) of an uninterrupted run on one process."""
+    root = shutil.copytree(packed, tmp_path_factory.mktemp("trained") / "root")
+    return root, train(CONFIG, str(root), STAGES)
+
+
+def records(root, stage):
+    (directory,) = Path(root).glob("train-*")
+    return metrics.read(directory / stage / "metrics.jsonl")
+
+
+def without_speed(rows):
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+
+
+def weights(root, stage):
+    (directory,) = Path(root).glob("train-*")
+    path = checkpoint.newest(directory / stage)
+    with world(CONFIG) as ranks:
+        model = build_model(CONFIG, VOCABULARY, 1e4, ranks)
+        checkpoint.load(path, model, build_optimizer(CONFIG, model))
+        return {name: p.full_tensor() for name, p in model.named_parameters()}
+
+
+def plain_loop(root, stage, model, optimizer):
+    """The same training, written as one would without any of the trainer but the model."""
+    log = loop.open_log(str(root), stage)
+    info = log.stage
+    model.rope_base = info.rope_base
+    per_step = 480 // info.context
+    seen, losses = 0, []
+    for first in range(0, total := log.wait(1 << 40), per_step):
+        batch = log.read(first, min(total, first + per_step))
+        terms, counts, probs, targets = [], 0, 0, 0
+        for s in batch.segments:  # every document alone
+            row = batch.tokens[s["sequence"]].astype("int64")
+            token = torch.from_numpy(row[s["start"] : s["start"] + s["length"]])
+            out = model(token, Layout.of([0, len(token)], MODEL.block))
+            terms.append(F.cross_entropy(out.logits_TV[:-1], token[1:], reduction="sum"))
+            targets += len(token) - 1
+            seen += len(token)
+            counts, probs = counts + out.count_LE, probs + out.prob_LE
+        nll = sum(terms) / targets
+        share = counts / counts.sum(1, keepdim=True)
+        mean = probs / probs.sum(1, keepdim=True)
+        (nll + MODEL.aux_loss * MODEL.experts * (share * mean).sum()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(CONFIG.schedule, seen / info.tokens)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(nll.item())
+    return losses
+
+
+def test_losses_are_those_of_a_plain_loop(trained):
+    """One forward pass per step, so that the balance loss sees the same tokens at once."""
+    root, _ = trained
+    config = CONFIG.model_copy(update={"micro_tokens": 480})
+    again = root.parent / "whole"
+    shutil.copytree(root, again, ignore=shutil.ignore_patterns("train*"))
+    train(config, str(again), STAGES)
+    model = Decoder(MODEL, VOCABULARY, 1e4).double()
+    initialise(model, 0)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    norms = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}], betas=(0.9, 0.95)
+    )
+    for stage in STAGES:
+        expected = plain_loop(root, stage, model, optimizer)
+        assert [r["loss"] for r in records(again, stage)] == pytest.approx(expected, rel=1e-9)
+    for name, value in weights(again, "longer").items():
+        assert (model.get_parameter(name) - value).norm() <= 1e-7 * value.norm(), name
+
+
+def test_it_learns_and_says_so(trained):
+    _, result = trained
+    base, longer = (result["stages"][s] for s in STAGES)
+    assert base["last_loss"] < base["first_loss"] - 0.7
+    assert longer["held_out_loss"] < base["held_out_loss"] < 4.0
+    assert set(longer["held_out_sources"]) == {"web", "books"}
+    assert longer["tokens"] == base["tokens"] + longer["stage_tokens"]
+    assert longer["steps"] == base["steps"] + longer["stage_steps"]
+
+
+def test_loss_by_source_makes_up_the_loss(trained):
+    for record in records(trained[0], "base"):
+        low, high = sorted(record["sources"].values())
+        assert low <= record["loss"] <= high
+
+
+@pytest.mark.parametrize("interrupted_at", [3, 10, 16])
+def test_resume_is_exact(trained, root, interrupted_at, monkeypatch):
+    whole = trained[0]
+    real_step, calls = loop.step, []
+
+    def step(*arguments):
+        if len(calls) == interrupted_at:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real_step(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "step", step)
+        train(CONFIG, str(root), STAGES)
+    train(CONFIG, str(root), STAGES)
+    for stage in STAGES:
+        assert without_speed(records(root, stage)) == without_speed(records(whole, stage))
+    mine, theirs = weights(root, "longer"), weights(whole, "longer")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_two_processes_train_the_same(trained, packed, tmp_path, monkeypatch):
+    """Also: a checkpoint of one process resumed on two. A pass holds `micro_tokens` on each rank, and the balance loss
+    is taken over a pass: half as many, for the same. At context 96 the last of a step's passes leaves a rank idle."""
+    whole = trained[0]
+    config = CONFIG.model_copy(update={"micro_tokens": 96})
+    roots = {name: shutil.copytree(packed, tmp_path / name) for name in ("two", "resumed")}
+    real_step = loop.step
+
+    def step(model, optimizer, log, progress, *arguments):
+        if progress.step == 6:
+            raise KeyboardInterrupt
+        return real_step(model, optimizer, log, progress, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "step", step)
+        train(CONFIG, str(roots["resumed"]), STAGES)
+    run(2, config, list(roots.values()))
+    for root in roots.values():
+        for stage in STAGES:
+            for mine, theirs in zip(records(root, stage), records(whole, stage), strict=True):
+                assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
+                assert mine["gradient"] == pytest.approx(theirs["gradient"], rel=1e-7)
+                assert mine["sources"] == pytest.approx(theirs["sources"], rel=1e-9)
+                assert mine["balance"] == pytest.approx(theirs["balance"], rel=1e-9)
+
+
+def test_a_stage_begins_where_the_last_one_ended(trained, root):
+    _, result = trained
+    previous = Path(result["directory"]) / "base" / result["stages"]["base"]["checkpoint"]
+    log = loop.open_log(str(root), "longer")
+    with world(CONFIG) as ranks:
+        models = [build_model(CONFIG, VOCABULARY, 1e4, ranks) for _ in range(2)]
+        optimizers = [build_optimizer(CONFIG, m) for m in models]
+        progress = loop.start("longer", root / "nothing", previous, log, models[0], optimizers[0], ranks)
+        checkpoint.load(previous, models[1], optimizers[1])
+        for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert torch.equal(a.full_tensor(), b.full_tensor())
+            for moment in ("exp_avg", "exp_avg_sq"):
+                x, y = (o.state[p][moment].full_tensor() for o, p in zip(optimizers, (a, b), strict=True))
+                assert torch.equal(x, y) and x.abs().sum() > 0
+            assert optimizers[0].state[a]["step"] == result["stages"]["base"]["steps"]
+    assert (progress.stage, progress.sequence, progress.stage_tokens) == ("longer", 0, 0)
+    assert progress.tokens == result["stages"]["base"]["tokens"]
+
+
+def test_finished_stages_are_skipped(trained, monkeypatch):
+    monkeypatch.setattr(loop, "build_model", None)
+    root, result = trained
+    assert train(CONFIG, str(root), STAGES) == result
+    assert read_json(str(root / "latest" / "train.json")) == {"directory": Path(result["directory"]).name}
+
+
+def test_only_the_newest_checkpoints_are_kept(trained):
+    for stage, done in trained[1]["stages"].items():
+        names = [p.name for p in checkpoint.checkpoints(Path(trained[1]["directory"]) / stage)]
+        assert len(names) <= CONFIG.keep and names[-1] == done["checkpoint"]
+
+
+def test_training_follows_the_packer(trained, root):
+    base, away = root / "pack-base", root / "away"
+    away.mkdir()
+    late = [*base.glob("00001*"), base / "end.json"]
+    for path in late:
+        path.rename(away / path.name)
+    beat(str(base / "heartbeat.json"))
+
+    def finish():
+        time.sleep(1)
+        for path in late:
+            (away / path.name).rename(path)
+
+    packer = threading.Thread(target=finish)
+    packer.start()
+    train(CONFIG, str(root), ["base"])
+    packer.join()
+    assert without_speed(records(root, "base")) == without_speed(records(trained[0], "base"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(root, monkeypatch):
+    monkeypatch.setattr(loop, "learning_rate", lambda *_: 1e200)
+    with pytest.raises(UserError, match=r"step \d+: loss .* lower train.schedule"):
+        train(CONFIG, str(root), ["base"])
+
+
+def test_another_tokenizer_is_refused(trained, root):
+    previous = Path(trained[1]["directory"]) / "base" / trained[1]["stages"]["base"]["checkpoint"]
+    path = root / "pack-longer" / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": "other"}))
+    with world(CONFIG) as ranks:
+        model = build_model(CONFIG, VOCABULARY, 1e4, ranks)
+        log = loop.open_log(str(root), "longer")
+        with pytest.raises(UserError, match="trained with tokenizer t, but stage longer was packed with other"):
+            loop.start("longer", root / "x", previous, log, model, build_optimizer(CONFIG, model), ranks)
+
+
+def test_command_line(root, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"root": str(root), "train": CONFIG.model_dump(mode="json")}))
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["trainer", str(path), *words])
+        code = 0
+        try:
+            __main__.main()
+        except SystemExit as end:
+            code = end.code
+        return code, capsys.readouterr()
+
+    code, said = call("--stage", "base", "--check")
+    assert code == 0 and "context 48" in said.out and not list(root.glob("train-*"))
+    code, said = call("--stage", "longer")
+    assert code == 1 and "stage longer starts from stage base; train that first" in said.err
+    code, said = call("--stage", "typo")
+    assert code == 1 and "it has base, longer" in said.err
+    assert call("--stage", "base")[0] == 0
+    code, said = call("--stage", "longer")
+    assert code == 0 and len(records(root, "longer")) > 3

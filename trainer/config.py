@@ -1,0 +1,137 @@
+"""The `train:` section of the configuration: model, optimiser, schedule, batch. Does not import torch."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dataprep.storage import fingerprint
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},  # the fields' defaults
+    "small": {
+        "hidden": 512, "layers": 16, "heads": 8, "kv_heads": 2, "head_dim": 64, "rotary_dim": 32,
+        "ffn": 512, "experts": 8, "block": 128,
+    },
+    "h100": {
+        "hidden": 1024, "layers": 16, "heads": 8, "kv_heads": 2, "head_dim": 128, "rotary_dim": 64,
+        "ffn": 1024, "experts": 16, "block": 256,
+    },
+    "minimax-text-01": {
+        "hidden": 6144, "layers": 80, "heads": 64, "kv_heads": 8, "head_dim": 128, "rotary_dim": 64,
+        "ffn": 9216, "experts": 32, "block": 256,
+    },
+}  # fmt: skip
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """The decoder's sizes. The vocabulary comes from the shards, context and RoPE base from the stage."""
+
+    preset: Literal["tiny", "small", "h100", "minimax-text-01"] = Field(
+        default="tiny", description="sizes to start from"
+    )
+    hidden: int = Field(default=64, gt=0, description="width of the residual stream")
+    layers: int = Field(default=8, gt=0, description="decoder layers")
+    softmax_every: int = Field(
+        default=8, gt=0, description="every n-th layer has softmax attention, the others lightning"
+    )
+    heads: int = Field(default=2, gt=0, description="query heads")
+    kv_heads: int = Field(default=1, gt=0, description="key/value heads of the softmax layers")
+    head_dim: int = Field(default=32, gt=0, description="size of one head")
+    rotary_dim: int = Field(default=16, ge=0, description="dimensions of a head that RoPE rotates (softmax layers)")
+    ffn: int = Field(default=128, gt=0, description="inner width of one expert")
+    experts: int = Field(default=4, gt=0, description="experts per layer")
+    top_k: int = Field(default=2, gt=0, description="experts that each token uses")
+    aux_loss: float = Field(default=0.01, ge=0, description="weight of the experts' balance loss")
+    block: int = Field(default=64, gt=0, description="tokens that lightning attention handles with one matrix product")
+    norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of the RMS norms")
+    lightning_norm_eps: float = Field(default=1e-6, gt=0, description="epsilon of the norm inside lightning attention")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, values: Any) -> Any:
+        return PRESETS.get(values.get("preset", "tiny"), {}) | values if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ModelConfig":
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise ValueError(f"rotary_dim ({self.rotary_dim}) must be even and at most head_dim ({self.head_dim})")
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k ({self.top_k}) must be at most experts ({self.experts})")
+        return self
+
+    def is_softmax(self, layer: int) -> bool:
+        return (layer + 1) % self.softmax_every == 0
+
+
+class Phase(Section):
+    """A stretch of a stage's learning rate: from where the phase before it ended (at first: 0) to `lr`."""
+
+    share: float = Field(gt=0, le=1, description="share of the stage's planned tokens")
+    lr: float = Field(ge=0, description="learning rate at the end of the phase")
+    shape: Literal["linear", "cosine", "exponential", "constant"] = Field(
+        default="linear", description="the way there; constant: the rate is lr from the phase's first token on"
+    )
+
+
+Schedule = tuple[Phase, ...]
+
+
+class OptimizerConfig(Section):
+    """AdamW. Norm weights do not decay."""
+
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="decay of the two moments")
+    eps: float = Field(default=1e-8, gt=0, description="epsilon of the update")
+    weight_decay: float = Field(default=0.1, ge=0, description="decoupled weight decay of the matrices")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+
+
+class TrainConfig(Section):
+    """Everything that decides what is trained, and how."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="the decoder")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW")
+    batch_tokens: int = Field(default=8192, gt=0, description="tokens of one optimiser step over all workers")
+    micro_tokens: int = Field(default=32768, gt=0, description="most tokens of one forward pass on one worker")
+    schedule: Schedule = Field(
+        default=(Phase(share=0.05, lr=5e-3), Phase(share=0.95, lr=5e-4, shape="cosine")),
+        description="learning rate over a stage, as phases",
+    )  # fmt: skip
+    stages: dict[str, Schedule] = Field(default={}, description="schedules of single stages, where not the default")
+    seed: int = Field(default=0, description="decides the initial weights")
+    evaluate_tokens: int = Field(
+        default=65536, ge=0, description="held-out tokens to evaluate on after each stage; 0: none"
+    )
+    export: bool = Field(default=True, description="write the last stage's model for transformers")
+    workers: int = Field(default=1, gt=0, description="training processes")
+    cpus_per_worker: float = Field(
+        default=0, ge=0, description="CPUs that Ray sets aside per worker; 0: it runs beside whatever else they do"
+    )
+    threads: int = Field(default=0, ge=0, description="torch threads per process; 0: torch's choice")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where to train")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        default="float32", description="of the computation; the weights stay float32, or float64 with float64"
+    )
+    checkpoint_steps: int = Field(default=100, gt=0, description="steps between two checkpoints")
+    keep: int = Field(default=2, gt=0, description="checkpoints to keep while a stage runs")
+
+    @field_validator("schedule", "stages")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        for phases in value.values() if isinstance(value, dict) else [value]:
+            if abs((total := sum(p.share for p in phases)) - 1) > 1e-6:
+                raise ValueError(f"the shares of a schedule's phases are {total:g} together; they must make 1")
+            starts = [0.0, *(p.lr for p in phases)]
+            if any(p.shape == "exponential" and 0 in (a, p.lr) for a, p in zip(starts, phases, strict=False)):
+                raise ValueError("an exponential phase cannot start or end at a learning rate of 0")
+        return value
+
+    def identity(self, plan: str) -> str:
+        """12 digits that name a training run; the same however often it is saved and on whatever workers it runs."""
+        how = {"workers", "cpus_per_worker", "threads", "device", "micro_tokens", "checkpoint_steps", "keep", "export"}
+        return fingerprint([self.model_dump(mode="json", exclude=how), plan])[:12]

@@ -1,0 +1,74 @@
+"""Packed sequences as the model takes them: one stream of tokens, targets, document boundaries, sources."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixer.reader import Batch, ShardLog
+from trainer.attention import Layout
+from trainer.config import TrainConfig
+from trainer.parallel import World
+
+NO_TARGET = -100
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Sequences [start, stop) of a stage end to end. T = their number times the context."""
+
+    token_T: Tensor  # int64
+    target_T: Tensor  # int64: the next token of the same segment, or NO_TARGET
+    source_T: Tensor  # int64 code of the token's source; -1: padding
+    layout: Layout
+
+    @property
+    def real_T(self) -> Tensor:
+        return self.source_T >= 0
+
+
+def pack(batch: Batch, block: int, device: torch.device | str = "cpu", masked: bool = False) -> Packed:
+    """Lay a batch of sequences end to end.
+
+    Every segment is a document of its own to the model, and so is the padding after a row's last. A segment's last
+    token has no target: what follows belongs to another document. EOS is learned, as the target of the token before
+    it. `masked`: everything counts as padding (for a rank that has no sequence of its own).
+    """
+    rows, context = batch.tokens.shape
+    segments = batch.segments
+    start = segments["sequence"].astype(np.int64) * context + segments["start"]
+    edges = np.unique(np.concatenate([start, start + segments["length"], np.arange(rows + 1) * context]))
+
+    source = np.full(rows * context, -1, np.int64)
+    if not masked and len(start):
+        at = np.searchsorted(start, edges[:-1]).clip(max=len(start) - 1)
+        codes = np.where(start[at] == edges[:-1], segments["source"][at].astype(np.int64), -1)
+        source = np.repeat(codes, np.diff(edges))
+
+    token = batch.tokens.reshape(-1).astype(np.int64)
+    target = np.append(token[1:], NO_TARGET)
+    target[edges[1:] - 1] = NO_TARGET
+    target[source < 0] = NO_TARGET
+    token_T, target_T, source_T = (torch.from_numpy(x).to(device) for x in (token, target, source))
+    return Packed(token_T, target_T, source_T, Layout.of(edges.tolist(), block, device))
+
+
+def available(log: ShardLog, wanted: int, ranks: World) -> int:
+    """Wait for `wanted` sequences; how many of them there are (fewer: the stage has ended), the same on every rank."""
+    there = min(wanted, ranks.broadcast(lambda: log.wait(wanted)))
+    return min(there, log.wait(there))  # rank 0 has seen them; on the others this looks them up
+
+
+def micro_batches(log: ShardLog, start: int, stop: int, config: TrainConfig, world: World) -> Iterator[Packed]:
+    """This rank's parts of sequences [start, stop), as many at a time as `micro_tokens` allows.
+
+    Every rank gets the same number of parts. One left without a sequence of its own computes on a masked one, so that
+    all take part in every collective.
+    """
+    together = max(1, config.micro_tokens // log.stage.context) * world.size
+    for first in range(start, stop, together):
+        a, b = world.share(first, min(first + together, stop))
+        batch = log.read(a, b) if a < b else log.read(first, first + 1)
+        yield pack(batch, config.model.block, world.device, masked=a == b)

@@ -1,0 +1,166 @@
+"""Training, stage after stage: read a batch, step, report, checkpoint."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from dataprep.storage import UserError, is_local, join, read_json, write_json
+from mixer.reader import ShardLog
+from trainer import checkpoint, hf
+from trainer.checkpoint import Progress
+from trainer.config import TrainConfig
+from trainer.data import available, micro_batches
+from trainer.evaluate import evaluate
+from trainer.metrics import Metrics, loss_by_source, mean_by_source
+from trainer.model import Decoder
+from trainer.moe import balance_loss
+from trainer.parallel import World, build_model, build_optimizer, world
+from trainer.schedule import learning_rate
+
+HELD_OUT = "held-out"
+DONE = "done.json"
+
+
+def open_log(root: str, stage: str) -> ShardLog:
+    """The shards of a stage, by the name they were published under in `latest/`."""
+    entry = read_json(join(root, "latest", f"pack-{stage}.json"))
+    if entry is None:
+        raise UserError(f"{root} holds no shards of stage {stage}; plan and pack it first (jobs/mix.py)")
+    return ShardLog(join(root, entry["directory"]))
+
+
+def run_directory(config: TrainConfig, root: str, plan: str) -> Path:
+    if not is_local(root):
+        raise UserError(f"root is {root}: checkpoints need a file system that all workers share; give a local path")
+    return Path(root.removeprefix("file://")) / f"train-{config.identity(plan)}"
+
+
+def train(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any]:
+    """Train the stages in this order, each from the one before it. Called on every rank of the process group.
+
+    Finished stages are skipped, an interrupted one is resumed from its newest checkpoint. Returns `directory`,
+    `stages` (name -> its done.json) and `export` (a directory for transformers, or None).
+    """
+    with world(config) as ranks:
+        directory = run_directory(config, root, open_log(root, stages[0]).stage.plan)
+        if ranks.rank == 0:
+            write_json(join(root, "latest", "train.json"), {"directory": directory.name})
+        done: dict[str, Any] = {}
+        previous: Path | None = None
+        for stage in stages:
+            finished = ranks.broadcast(lambda path=directory / stage / DONE: read_json(str(path)))
+            done[stage] = finished or train_stage(config, root, stage, directory / stage, previous, ranks)
+            previous = directory / stage / done[stage]["checkpoint"]
+        export = None
+        if config.export and previous is not None:
+            export = previous.parent / "hf"
+            if ranks.rank == 0 and not (export / "config.json").exists():
+                hf.export(previous, export)
+            ranks.barrier()
+    return {"directory": str(directory), "stages": done, "export": export and str(export)}
+
+
+def train_stage(
+    config: TrainConfig, root: str, stage: str, directory: Path, previous: Path | None, ranks: World
+) -> dict[str, Any]:
+    """Train one stage to the end of its shards, which may still be growing; returns what done.json says."""
+    log = open_log(root, stage)
+    model = build_model(config, log.stage.vocab_size, log.stage.rope_base, ranks)
+    optimizer = build_optimizer(config, model)
+    progress = start(stage, directory, previous, log, model, optimizer, ranks)
+    about = {
+        "plan": log.stage.plan, "tokenizer": log.stage.tokenizer, "seed": config.seed, "context": log.stage.context,
+        "rope_base": log.stage.rope_base, "vocabulary": log.stage.vocab_size, "eos": log.stage.eos,
+        "config": config.model_dump(mode="json"),
+    }  # fmt: skip
+    metrics = Metrics(directory, stage, log.stage.tokens, progress.step) if ranks.rank == 0 else None
+    saved = progress.step if checkpoint.newest(directory) else -1
+
+    batch = max(1, config.batch_tokens // log.stage.context)
+    while (stop := available(log, progress.sequence + batch, ranks)) > progress.sequence:
+        began = time.perf_counter()
+        record = step(model, optimizer, log, progress, stop, config, ranks)
+        if metrics is not None:
+            record["tokens_per_second"] = (record["tokens"] - progress.tokens) / (time.perf_counter() - began)
+            metrics.log(record)
+        progress.step, progress.sequence = record["step"], stop
+        progress.tokens, progress.stage_tokens = record["tokens"], record["stage_tokens"]
+        if progress.step % config.checkpoint_steps == 0:
+            checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
+            saved = progress.step
+
+    if saved != progress.step:
+        checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
+    done: dict[str, Any] = {"stage": stage, "checkpoint": f"step-{progress.step:08d}", "steps": progress.step}
+    done |= {"tokens": progress.tokens, "stage_tokens": progress.stage_tokens}
+    if config.evaluate_tokens:
+        done |= evaluate(model, open_log(root, HELD_OUT), config, ranks)
+    if metrics is not None:
+        metrics.close()
+        done |= metrics.summary()
+        write_json(str(directory / DONE), done)
+    return ranks.broadcast(lambda: done)
+
+
+def start(
+    stage: str, directory: Path, previous: Path | None, log: ShardLog, model: Decoder,
+    optimizer: torch.optim.Optimizer, ranks: World,
+) -> Progress:  # fmt: skip
+    """Continue the stage from its newest checkpoint, else begin it from the stage before, else from nothing."""
+    newest: Path | None = ranks.broadcast(lambda: checkpoint.newest(directory) or previous)
+    if newest is None:
+        return Progress(stage)
+    info = checkpoint.read_info(newest)
+    for name, mine in (("tokenizer", log.stage.tokenizer), ("vocabulary", log.stage.vocab_size)):
+        if info[name] != mine:
+            raise UserError(f"{newest} was trained with {name} {info[name]}, but stage {stage} was packed with {mine}")
+    progress = checkpoint.load(newest, model, optimizer)
+    if newest != previous:
+        return progress
+    return Progress(stage, progress.step, progress.tokens)  # the counters carry over, the place in the shards does not
+
+
+def step(
+    model: Decoder, optimizer: torch.optim.Optimizer, log: ShardLog, progress: Progress, stop: int,
+    config: TrainConfig, ranks: World,
+) -> dict[str, Any]:  # fmt: skip
+    """One optimiser step on the sequences from `progress.sequence` to `stop`; returns its metrics."""
+    batches = list(micro_batches(log, progress.sequence, stop, config, ranks))
+    counts = torch.tensor([[(b.target_T >= 0).sum(), b.real_T.sum()] for b in batches], device=ranks.device).sum(0)
+    targets, tokens = ranks.sum(counts).tolist()
+    stage_tokens = progress.stage_tokens + tokens
+    schedule = config.stages.get(log.stage.stage, config.schedule)
+    lr = learning_rate(schedule, min(1.0, stage_tokens / max(1, log.stage.tokens)))
+
+    sources = len(log.stage.sources)
+    sums = torch.zeros(2, sources + 1, dtype=torch.float64, device=ranks.device)  # the last column: balance loss
+    for batch in batches:
+        out = model(batch.token_T, batch.layout, batch.target_T, batch.real_T)
+        balance = balance_loss(ranks.sum(out.count_LE), out.prob_LE, max(1, tokens))
+        loss = out.loss_sum / max(1, targets) + config.model.aux_loss * balance
+        (loss * ranks.size).backward()
+        sums[:, :sources] += loss_by_source(out.nll_T, batch, sources)
+        sums[0, sources] += balance.detach()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+    gradient = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    ranks.sum(sums)
+    loss = float(sums[0, :sources].sum()) / max(1, targets)
+    if not (math.isfinite(loss) and math.isfinite(gradient)):
+        raise UserError(
+            f"stage {log.stage.stage}, step {progress.step + 1}: loss {loss}, gradient norm {gradient}; "
+            "lower train.schedule's learning rates and run again: it continues from the last checkpoint"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()
+    return {
+        "stage": log.stage.stage, "step": progress.step + 1, "tokens": progress.tokens + tokens,
+        "stage_tokens": stage_tokens, "loss": loss, "balance": float(sums[0, sources]) / config.model.layers,
+        "gradient": gradient, "lr": lr, "sources": mean_by_source(sums[:, :sources], log.stage.sources),
+    }  # fmt: skip

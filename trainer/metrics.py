@@ -1,0 +1,85 @@
+"""What a step reports: one JSON line, TensorBoard scalars, and now and then a line for a person."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data import Packed
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def loss_by_source(nll_T: Tensor, packed: Packed, sources: int) -> Tensor:
+    """(2, sources) float64: the sum of the loss, and the number of targets, of each source's tokens."""
+    has_target = packed.target_T >= 0
+    source = packed.source_T.clamp(min=0)
+    weights = torch.stack([nll_T.double() * has_target, has_target.double()])
+    return weights.new_zeros(2, sources).index_add_(1, source, weights)
+
+
+def mean_by_source(sums: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """Name -> mean loss, for the sources that occur."""
+    return {name: loss / n for name, loss, n in zip(names, *sums.tolist(), strict=True) if n}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file; a last line cut off by a crash is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Metrics:
+    """A stage's `metrics.jsonl` and TensorBoard files; continued after `step`, what lies beyond it is forgotten."""
+
+    def __init__(self, directory: Path, stage: str, planned: int, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.stage, self.planned, self.path = stage, planned, directory / "metrics.jsonl"
+        directory.mkdir(parents=True, exist_ok=True)
+        kept = [r for r in read(self.path) if r["step"] <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        temporary.replace(self.path)
+        self.file = self.path.open("a")
+        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        self.said = 0.0
+
+    def log(self, record: dict[str, Any]) -> None:
+        """`record`: step, tokens, stage_tokens, loss, lr, ..., and `sources`: name -> loss."""
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in record.items():
+            if isinstance(value, float):
+                self.board.add_scalar(name, value, record["step"])
+        for name, value in record["sources"].items():
+            self.board.add_scalar(f"source/{name}", value, record["step"])
+        done = record["stage_tokens"] >= self.planned
+        if done or time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
+            self.said = time.monotonic()
+            print(
+                f"{self.stage}  {record['stage_tokens']:,} of {self.planned:,} tokens  step {record['step']}  "
+                f"loss {record['loss']:.3f}  lr {record['lr']:.1e}  gradient {record['gradient']:.2f}  "
+                f"{record['tokens_per_second']:,.0f} tokens/s",
+                flush=True,
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """First and last loss of the whole stage, resumed or not, and its speed (the median step's)."""
+        records = read(self.path)
+        if not records:
+            return {"first_loss": None, "last_loss": None, "tokens_per_second": None, "stage_steps": 0}
+        return {
+            "first_loss": records[0]["loss"],
+            "last_loss": records[-1]["loss"],
+            "tokens_per_second": float(np.median([r["tokens_per_second"] for r in records])),
+            "stage_steps": len(records),
+        }
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()

@@ -1,0 +1,107 @@
+"""The processes that train together: one process group, FSDP2 over all of it, and the few collectives the loop needs.
+
+Gradients are summed over ranks: each rank's loss is already divided by the number of targets of *all* ranks, so ranks
+may hold different numbers of targets. FSDP takes the mean, which is the sum once the loss is multiplied by `size`.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from dataprep.storage import UserError
+from trainer.config import TrainConfig
+from trainer.model import Decoder, initialise
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+TIMEOUT = timedelta(hours=6)  # ranks also wait this long for rank 0 while it waits for the packer
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        dist.all_reduce(x)
+        return x
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, a small one, on every rank. `value` is called on rank 0; its UserError is raised on all."""
+        box: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                box = [value()]
+            except UserError as error:
+                box = [error]
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        if isinstance(box[0], UserError):
+            raise box[0]
+        return box[0]
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def share(self, start: int, stop: int) -> tuple[int, int]:
+        """This rank's contiguous part of [start, stop); empty where there are fewer than ranks."""
+        n = stop - start
+        return start + n * self.rank // self.size, start + n * (self.rank + 1) // self.size
+
+
+@contextlib.contextmanager
+def world(config: TrainConfig) -> Iterator[World]:
+    """Join the process group: that of torchrun or of Ray Train, or one of a single process."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device is cuda, but torch finds no GPU here; set train.device to cpu")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    mine = not dist.is_initialized()
+    if mine and "RANK" in os.environ:
+        dist.init_process_group(BACKENDS[config.device], timeout=TIMEOUT)
+    elif mine:
+        dist.init_process_group(BACKENDS[config.device], store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    try:
+        device = torch.device(config.device)
+        if config.device == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            torch.cuda.set_device(device)
+        mesh = init_device_mesh(config.device, (dist.get_world_size(),))
+        yield World(dist.get_rank(), dist.get_world_size(), device, mesh)
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+def build_model(config: TrainConfig, vocabulary: int, rope_base: float, world: World) -> Decoder:
+    """The decoder, sharded over the world, with its initial weights: the same on every number of ranks."""
+    wide = torch.float64 if config.dtype == "float64" else torch.float32
+    with torch.device("meta"):
+        model = Decoder(config.model, vocabulary, rope_base).to(wide)
+    policy = MixedPrecisionPolicy()
+    if config.dtype == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.layers:
+        fully_shard(layer, mesh=world.mesh, mp_policy=policy)
+    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+    model.to_empty(device=world.device)
+    initialise(model, config.seed)
+    return model
+
+
+def build_optimizer(config: TrainConfig, model: Decoder) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.optimizer.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas, eps=config.optimizer.eps, fused=True)
