@@ -44,7 +44,7 @@ def jaccard(pairs: pa.Table, sets: pa.Table, first_sets: pa.Table) -> np.ndarray
 
 
 def verify(pairs: pa.Table, sets: pa.Table, first_sets: pa.Table, threshold: float) -> pa.Table:
-    """The pairs (doc, first) whose Jaccard similarity reaches the threshold, with it as the column jaccard (float64)."""
+    """The pairs (doc, first) whose Jaccard similarity reaches the threshold, with a column jaccard (float64)."""
     # Sets of very different sizes cannot be alike; to skip them keeps one huge document in many pairs harmless.
     size = pc.binary_length(sets["shingles"]).to_numpy()[_find(pairs["doc"], sets)]
     first_size = pc.binary_length(first_sets["shingles"]).to_numpy()[_find(pairs["first"], first_sets)]

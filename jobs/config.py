@@ -1,10 +1,10 @@
 """One YAML for the whole pipeline, put together from each package's own model, with overrides from the command line."""
 
 import difflib
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dataprep import storage
@@ -17,15 +17,13 @@ from mixer.config import MixConfig
 from trainer.config import TrainConfig
 
 
-class ExportConfig(BaseSettings):
+class ExportConfig(BaseModel):
     """What `jobs/export.py` writes."""
 
-    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    formats: list[str] = Field(["parquet"], description="any of parquet, jsonl.zst, megatron")
-    attributes: list[str] = Field(
-        ["tier", "score", "n_tokens"], description="attribute columns to write beside the text"
-    )
+    formats: tuple[Literal["parquet", "jsonl.zst", "megatron"], ...] = Field(("parquet",), description="one or more")
+    attributes: tuple[str, ...] = Field(("tier", "score", "n_tokens"), description="columns to write beside the text")
 
 
 class Config(BaseSettings):
@@ -45,7 +43,12 @@ class Config(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # the file and the command line only: no value sneaks in from the environment
 
@@ -94,6 +97,3 @@ def _keys(location: tuple) -> list[str]:
             return []
         model = inner[0]
     return list(model.model_fields)
-
-
-__all__ = ["Config", "ConfigDict", "ExportConfig", "load"]

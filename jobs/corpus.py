@@ -59,7 +59,9 @@ def make_group(out: Attempt, entries: list[manifest.Entry], source: SourceConfig
 def partitions(engine: Engine, config: Config) -> list[Partition]:
     """The corpus as its partitions, in document order."""
     return [
-        Partition(f"{c.key}-{name.removeprefix('documents-')}", c.path(name), c.files[name]["xxh3"], c.files[name]["bytes"])
+        Partition(
+            f"{c.key}-{name.removeprefix('documents-')}", c.path(name), c.files[name]["xxh3"], c.files[name]["bytes"]
+        )
         for c in build(engine, config)
         for name in sorted(c.files)
         if name.startswith("documents-")

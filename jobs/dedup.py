@@ -42,9 +42,16 @@ def build(engine: Engine, config: Config) -> list[Commit]:
     edges = find_edges(engine, dedup, partitions, signed)
     inputs = {f"{c.directory.rsplit('/', 1)[-1]}/{c.key}": c.fingerprint for c in edges}
     paths = [c.path("edges") for c in edges]
-    verdicts = engine.once(Step("dedup-verdicts", VERSION), choose, Task("all", inputs, (paths,), sum(c.bytes for c in edges)))
+    verdicts = engine.once(
+        Step("dedup-verdicts", VERSION), choose, Task("all", inputs, (paths,), sum(c.bytes for c in edges))
+    )
     tasks = [
-        Task(s.key, {"signatures": s.fingerprint, "removed": verdicts.fingerprint}, (s.path("signatures"), p.documents, verdicts.path("removed")), s.bytes)
+        Task(
+            s.key,
+            {"signatures": s.fingerprint, "removed": verdicts.fingerprint},
+            (s.path("signatures"), p.documents, verdicts.path("removed")),
+            s.bytes,
+        )
         for p, s in zip(partitions, signed, strict=True)
     ]
     commits = engine.map(Step("dedup", VERSION), judge_partition, tasks)
@@ -57,7 +64,8 @@ def find_edges(engine: Engine, dedup: DedupConfig, partitions: list[Partition], 
     rows = sum(c.aggregates["rows"] for c in signed)
     ranges = max(1, math.ceil(rows * ROW_BYTES / RANGE_BYTES))
     tasks = [
-        Task(c.key, {"signatures": c.fingerprint}, (c.path("signatures"), ranges), c.aggregates["rows"] * ROW_BYTES) for c in signed
+        Task(c.key, {"signatures": c.fingerprint}, (c.path("signatures"), ranges), c.aggregates["rows"] * ROW_BYTES)
+        for c in signed
     ]
     pairs = engine.exchange(Step("dedup-pairs", VERSION), cut_buckets, tasks, ranges, pair_buckets)
     if not dedup.near or not partitions:
@@ -125,7 +133,9 @@ def shingle_partition(out: Attempt, pairs: pa.Table, number: int, documents: str
     """The candidates of one partition with their shingles, each pair once though several buckets found it."""
     pairs = pairs.group_by(candidates.PAIRS.names).aggregate([]).sort_by([("doc", "ascending"), ("first", "ascending")])
     sets = _shingle_sets(documents, pairs["doc"], dedup)
-    pairs = pairs.append_column("shingles", sets["shingles"].take(pc.index_in(pairs["doc"], sets["doc"].combine_chunks())))
+    pairs = pairs.append_column(
+        "shingles", sets["shingles"].take(pc.index_in(pairs["doc"], sets["doc"].combine_chunks()))
+    )
     out.arrow("shingled", [pairs], pairs.schema)
     return {"pairs": len(pairs)}
 
@@ -178,7 +188,10 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     for source, reasons in sorted(sums.items()):
         counts = {name: reasons.get(name, {}).get("documents", 0) for name in ("kept", "exact", "near")}
         share = counts["kept"] / max(1, sum(counts.values()))
-        say(f"{source}: kept {counts['kept']:,} ({share:.1%}), removed {counts['exact']:,} exact and {counts['near']:,} near")
+        say(
+            f"{source}: kept {counts['kept']:,} ({share:.1%}), "
+            f"removed {counts['exact']:,} exact and {counts['near']:,} near"
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ anything at any time: the next run goes on, and the bytes are those of an undist
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -45,7 +46,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Task:
-    """One partition to make: its key, the fingerprints of what it reads, the function's arguments, its input's bytes."""
+    """A partition to make: its key, the fingerprints of what it reads, its function's arguments, its input's bytes."""
 
     key: str
     inputs: dict[str, str]
@@ -91,7 +92,9 @@ class Engine:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
-            raise UserError(f"another run is writing under {self.root}; wait for it, or choose another --root") from None
+            raise UserError(
+                f"another run is writing under {self.root}; wait for it, or choose another --root"
+            ) from None
         return file
 
     def close(self) -> None:
@@ -252,10 +255,11 @@ class Engine:
             name=Path(directory).name,
         )
         limit = self.workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        queue, running, failure = iter(tasks), {}, None
+        queue, failure = iter(tasks), None
+        running: dict[Any, Task] = {}
         while True:
-            while failure is None and len(running) < limit and (task := next(queue, None)):
-                running[remote.remote(function, directory, task.key, task.inputs, task.args)] = task
+            while failure is None and len(running) < limit and (new := next(queue, None)):
+                running[remote.remote(function, directory, new.key, new.inputs, new.args)] = new
             if not running:
                 break
             for ref in ray.wait(list(running), num_returns=1)[0]:
@@ -288,7 +292,7 @@ class Engine:
             if joins:
                 submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # the job brings its own working directory
                 env = None if submitted else {"env_vars": {"PYTHONPATH": CHECKOUT}}
-                ray.init(log_to_driver=False, logging_level="ERROR", runtime_env=env)
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=env)
             else:
                 paths = [CHECKOUT, *filter(None, [os.environ.get("PYTHONPATH")])]
                 with _environment("PYTHONPATH", os.pathsep.join(paths)):
@@ -298,7 +302,7 @@ class Engine:
                         object_store_memory=150_000_000,  # bulk data goes through storage
                         include_dashboard=False,
                         log_to_driver=False,
-                        logging_level="ERROR",
+                        logging_level=logging.ERROR,
                     )
             self._started_ray = True
         return ray

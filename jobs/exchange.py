@@ -8,6 +8,7 @@ the mean slice stays at MIN_SLICE or more however many partitions and ranges the
 import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def regroup(
     commits = engine.complete(f"{name} (cut)", storage.join(slices, f"0-{ranges}-{levels[0]}"), cut_partition, first)
     files = {c: [commit.path("slices") for commit in commits] for c in range(math.ceil(ranges / levels[0]))}
     inputs = outputs[0].inputs if outputs else {}
-    for level, (above, stride) in enumerate(zip(levels, levels[1:], strict=False), 1):
+    for level, (above, stride) in enumerate(pairwise(levels), 1):
         mean = max(1, total // max(1, len(commits) * len(files)))
         group = max(2, TASK_BYTES // mean)
         again = [
@@ -116,7 +117,9 @@ def regroup(
             for c, paths in files.items()
             for g, i in enumerate(range(0, len(paths), group))
         ]
-        commits = engine.complete(f"{name} (cut {level})", storage.join(slices, f"{level}-{ranges}-{stride}"), cut_again, again)
+        commits = engine.complete(
+            f"{name} (cut {level})", storage.join(slices, f"{level}-{ranges}-{stride}"), cut_again, again
+        )
         made: dict[int, list[str]] = {}
         for task, commit in zip(again, commits, strict=True):
             coarse = task.args[1]

@@ -122,7 +122,12 @@ def prepare(engine: Engine, config: Config) -> Prepared:
         stages.append(StageLog(pack_step, info, directory))
     places = (commit.path("plan"), commit.path("places"))
     draws = [
-        Task(i.key, {"inventory": i.fingerprint, "tokens": t.fingerprint}, (i.path("inventory"), t.path("tokens"), *places), t.bytes)
+        Task(
+            i.key,
+            {"inventory": i.fingerprint, "tokens": t.fingerprint},
+            (i.path("inventory"), t.path("tokens"), *places),
+            t.bytes,
+        )
         for i, t in zip(inventories, ids, strict=True)
     ]
     return Prepared(plan, commit.directory, commit, stages, draws)
@@ -162,7 +167,9 @@ def pack_stage(engine: Engine, prepared: Prepared, stage: StageLog) -> dict[str,
     )
     end = join(stage.directory, "end.json")
     if not stage.ended:
-        shards.write_end(stage.directory, [c.aggregates["sequences"] for c in commits], add_counts(c.aggregates for c in commits))
+        shards.write_end(
+            stage.directory, [c.aggregates["sequences"] for c in commits], add_counts(c.aggregates for c in commits)
+        )
     storage.remove(stage.heartbeat)
     return storage.read_json(end)
 
@@ -233,7 +240,6 @@ def print_plan(plan: Plan) -> None:
         shares = [f"{stage.classes.get(c, 0) / max(1, stage.tokens):.1%}" for c in ("short", "medium", "long")]
         table.add_row(stage.name, f"{stage.context:,}", f"{stage.tokens:,}", *shares)
     console.print(table)
-
 
 
 if __name__ == "__main__":

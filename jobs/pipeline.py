@@ -102,7 +102,9 @@ def stage_summary(prepared: mix.Prepared, ends: list[dict], trained: dict[str, A
                 "padding": totals["padding"] / max(1, totals["padding"] + packed),
                 "truncated": totals["truncated"],
                 "dropped": totals["dropped"],
-                "shares_planned": {c: planned.classes.get(c, 0) / max(1, stage.info.tokens) for c in stage.info.classes},
+                "shares_planned": {
+                    c: planned.classes.get(c, 0) / max(1, stage.info.tokens) for c in stage.info.classes
+                },
                 "shares_achieved": {c: n / packed for c, n in achieved.items()},
                 "shards": stage.directory,
                 **trained["stages"].get(stage.info.stage, {}),
@@ -112,7 +114,7 @@ def stage_summary(prepared: mix.Prepared, ends: list[dict], trained: dict[str, A
 
 
 def held_out_summary(prepared: mix.Prepared) -> dict[str, float]:
-    """The unigram entropy of the held-out tokens, nats per token: what a model that knows only frequencies would lose."""
+    """Unigram entropy of the held-out tokens, nats per token: the loss of a model that knows only frequencies."""
     log = ShardLog(prepared.stages[0].directory)
     counts = np.zeros(log.stage.vocab_size, np.int64)
     for start in range(0, (total := log.wait(1 << 62)), 256):
@@ -130,7 +132,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     counts = summary["documents"]
     say(
         f"documents: {counts['in']:,} in, {counts['quarantined']:,} quarantined, {counts['exact']:,} exact and "
-        f"{counts['near']:,} near duplicates removed, {counts['kept']:,} kept; {sum(summary['tokens'].values()):,} tokens"
+        f"{counts['near']:,} near duplicates removed, {counts['kept']:,} kept; "
+        f"{sum(summary['tokens'].values()):,} tokens"
     )
     table = Table(title="stages", title_justify="left")
     columns = ("stage", "context", "tokens", "short/medium/long\nplanned %", "\nachieved %", "padding")
@@ -138,10 +141,18 @@ def print_summary(summary: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for row in summary["stages"]:
         shares = ["/".join(f"{row[k][c] * 100:.1f}" for c in row[k]) for k in ("shares_planned", "shares_achieved")]
-        losses = [f"{row[k]:.3f}" if row.get(k) is not None else "" for k in ("first_loss", "last_loss", "held_out_loss")]
+        losses = [
+            f"{row[k]:.3f}" if row.get(k) is not None else "" for k in ("first_loss", "last_loss", "held_out_loss")
+        ]
         speed = f"{row['tokens_per_second']:,.0f}" if row.get("tokens_per_second") else ""
         table.add_row(
-            row["stage"], f"{row['context']:,}", f"{row['tokens_packed']:,}", *shares, f"{row['padding']:.2%}", *losses, speed
+            row["stage"],
+            f"{row['context']:,}",
+            f"{row['tokens_packed']:,}",
+            *shares,
+            f"{row['padding']:.2%}",
+            *losses,
+            speed,
         )
     console.print(table)
     last = [row.get("held_out_loss") for row in summary["stages"] if row.get("held_out_loss") is not None]

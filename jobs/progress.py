@@ -28,7 +28,12 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+            )
             self.bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True)
             self.bar.start()
             self.row = self.bar.add_task(self.name, total=self.total, completed=self.done, rate="")

@@ -1,4 +1,4 @@
-"""Train job: runs the stages in one Ray Train run; a worker that dies is replaced and goes on from the last checkpoint."""
+"""Train job: runs the stages in one Ray Train run; a worker that dies is replaced, from the last checkpoint."""
 
 if not __package__:  # run as a script
     import _script  # noqa: F401
@@ -93,7 +93,7 @@ def build(engine: Engine, config: Config) -> dict[str, Any]:
 
 @contextmanager
 def following(root: str, stages: list[str]) -> Iterator[None]:
-    """While the block runs, say every few seconds how training goes (workers may be anywhere; their metrics are not)."""
+    """While the block runs, say every few seconds how training goes (its workers may be anywhere)."""
     stop = threading.Event()
 
     def follow() -> None:
@@ -109,8 +109,8 @@ def following(root: str, stages: list[str]) -> Iterator[None]:
                 if (stage, last["step"]) != said:
                     said = (stage, last["step"])
                     say(
-                        f"train {stage}: {last['stage_tokens']:,} tokens, step {last['step']}, loss {last['loss']:.3f}, "
-                        f"lr {last['lr']:.1e}, {last['tokens_per_second']:,.0f} tokens/s"
+                        f"train {stage}: {last['stage_tokens']:,} tokens, step {last['step']}, "
+                        f"loss {last['loss']:.3f}, lr {last['lr']:.1e}, {last['tokens_per_second']:,.0f} tokens/s"
                     )
                 break
 
@@ -127,7 +127,9 @@ def finished(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any
     """The result, if every stage is trained on the shards that are there now; needs neither Ray nor torch."""
     logs = [storage.read_json(join(root, "latest", f"pack-{stage}.json")) for stage in stages]
     if None in logs:
-        raise UserError(f"{root} holds no shards of stage {stages[logs.index(None)]}; plan and pack them first (jobs/mix.py)")
+        raise UserError(
+            f"{root} holds no shards of stage {stages[logs.index(None)]}; plan and pack them first (jobs/mix.py)"
+        )
     plan = storage.read_json(join(root, logs[0]["directory"], "stage.json"))["plan"]
     directory = join(root, f"train-{config.identity(plan)}")
     done = {stage: storage.read_json(join(directory, stage, "done.json")) for stage in stages}
@@ -140,7 +142,8 @@ def finished(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     result = build(engine, config)
     for stage, done in result["stages"].items():
-        say(f"{stage}: loss {done['first_loss']:.3f} -> {done['last_loss']:.3f}, {done['tokens_per_second']:,.0f} tokens/s")
+        speed = f"{done['tokens_per_second']:,.0f} tokens/s"
+        say(f"{stage}: loss {done['first_loss']:.3f} -> {done['last_loss']:.3f}, {speed}")
     say(f"train: {result['directory']}   model: {result['export']}")
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import yaml
 
-WORDS = [a + b + c for a in ("ka", "lo", "mi", "ser", "tan") for b in ("ri", "do", "ve") for c in ("", "n", "sto", "la")]
+WORDS = [
+    a + b + c for a in ("ka", "lo", "mi", "ser", "tan") for b in ("ri", "do", "ve") for c in ("", "n", "sto", "la")
+]
 COMMON = ["the", "of", "and", "that", "have", "with", "to", "be"]
 
 

@@ -100,7 +100,7 @@ def test_shards_hold_the_documents_tokens_in_planned_shares(done):
             assert ids[-1] == log.stage.eos and coder.decode(ids[:-1]) == texts[doc]
         end = storage.read_json(storage.join(stage.directory, "end.json"))
         if stage.info.stage == "longer":
-            packed = {c: 0 for c in log.stage.classes}
+            packed = dict.fromkeys(log.stage.classes, 0)
             for cell in end["totals"]["cells"]:
                 packed[cell["length_class"]] += cell["tokens"]
             for name, share in {"short": 0.3, "medium": 0.4, "long": 0.3}.items():
@@ -175,7 +175,9 @@ def test_export_writes_what_is_kept(done, copy):
     assert len(rows) == 3 * 60 and {"text", "tier", "score", "n_tokens"} <= set(rows[0])
     import zstandard
 
-    lines = b"".join(zstandard.ZstdDecompressor().stream_reader(f.open("rb")).read() for f in sorted(folder.glob("*.jsonl.zst")))
+    lines = b"".join(
+        zstandard.ZstdDecompressor().stream_reader(f.open("rb")).read() for f in sorted(folder.glob("*.jsonl.zst"))
+    )
     assert [json.loads(line)["text"] for line in lines.splitlines()] == [row["text"] for row in rows]
     total = sum(row["n_tokens"] for row in rows)
     assert sum(f.stat().st_size for f in folder.glob("*.bin")) == 2 * total

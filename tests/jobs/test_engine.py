@@ -123,7 +123,7 @@ def test_disk_full_and_forbidden_are_one_clear_line(tmp_path, monkeypatch, code)
         raise OSError(getattr(errno, code), "refused", str(target))
 
     monkeypatch.setattr(os, "replace", refuse)
-    with Engine(str(tmp_path), workers=0) as engine, pytest.raises(UserError, match="space|permission"):
+    with Engine(str(tmp_path), workers=0) as engine, pytest.raises(UserError, match=r"space|permission"):
         toy.toy(engine)
     monkeypatch.undo()
     assert not list(tmp_path.rglob("*.commit.json")) and not list(tmp_path.rglob(".tmp-*"))
@@ -153,7 +153,9 @@ def test_mean_slice_is_large_however_many_partitions_and_ranges(partitions, rang
     files, span = partitions, ranges
     for stride in levels:
         slices_per_file = -(-span // stride)
-        assert total / (files * slices_per_file) >= min(exchange.MIN_SLICE, total / ranges) * 0.99 or slices_per_file == 1
+        assert (
+            total / (files * slices_per_file) >= min(exchange.MIN_SLICE, total / ranges) * 0.99 or slices_per_file == 1
+        )
         groups = -(-ranges // stride)  # coarse ranges after this level; each is read in tasks of about TASK_BYTES
         files = groups * max(1, -(-(total // groups) // exchange.TASK_BYTES))
         span = stride

@@ -71,7 +71,9 @@ def test_same_bytes_as_on_a_local_disk_and_resume(s3, bucket, tmp_path):
         toy.toy(engine)
     with Engine(bucket, workers=0) as engine:
         toy.toy(engine)
-    files = {str(f.relative_to(tmp_path)): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file() and f.name != ".lock"}
+    files = {
+        str(f.relative_to(tmp_path)): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file() and f.name != ".lock"
+    }
     assert contents(s3, bucket) == files
     victim = next(f for f in files if "numbers" in f)
     s3.rm_file(f"{bucket}/{victim}")

@@ -79,7 +79,9 @@ def wait_for(url: str, process: subprocess.Popen) -> None:
 
 def submit(head: str, *command: str) -> subprocess.CompletedProcess:
     words = [f"{BIN}/ray", "job", "submit", "--address", head, "--working-dir", ".", "--", "python", *command]
-    return subprocess.run(words, cwd=CHECKOUT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        words, cwd=CHECKOUT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def test_a_submitted_job_gives_the_bytes_of_a_local_run(head, tmp_path):
