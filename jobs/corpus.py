@@ -13,7 +13,7 @@ from dataprep.config import CorpusConfig, SourceConfig
 from dataprep.corpus import build_group
 from dataprep.storage import Attempt, Commit, fingerprint, join
 from jobs.config import Config
-from jobs.engine import Engine, Step, Task
+from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
 VERSION = 1
@@ -34,6 +34,7 @@ class Partition:
         return Task(self.key, {"documents": self.fingerprint, **inputs}, (self.documents, *args), self.bytes)
 
 
+@once_per_run
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the corpus up to date. One commit per group of input files."""
     corpus = config.corpus
@@ -56,6 +57,7 @@ def make_group(out: Attempt, entries: list[manifest.Entry], source: SourceConfig
     return build_group(out, entries, source, corpus)
 
 
+@once_per_run
 def partitions(engine: Engine, config: Config) -> list[Partition]:
     """The corpus as its partitions, in document order."""
     return [

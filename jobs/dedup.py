@@ -25,7 +25,7 @@ from dedup.signatures import signatures
 from jobs import corpus
 from jobs.config import Config
 from jobs.corpus import Partition
-from jobs.engine import Engine, Step, Task
+from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
 VERSION = 1
@@ -33,6 +33,7 @@ ROW_BYTES = 33  # of a bucket row
 RANGE_BYTES = 256 << 20  # of bucket rows that one task sorts
 
 
+@once_per_run
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the verdicts up to date: one commit per corpus partition, in their order."""
     dedup, partitions = config.dedup, corpus.partitions(engine, config)

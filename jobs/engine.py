@@ -7,6 +7,7 @@ anything at any time: the next run goes on, and the bytes are those of an undist
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import re
@@ -30,6 +31,19 @@ OURS = re.compile(r"\.commit\.json$|^\.tmp-|\.[0-9a-f]{12}\.[a-z.]+$")
 
 class DryRunEnd(Exception):
     """A dry run met work that is not done; what depends on it cannot be foretold."""
+
+
+def once_per_run(build: Callable[["Engine", Any], Any]) -> Callable[["Engine", Any], Any]:
+    """For a job's `build(engine, config)`: whoever needs the job's output calls it; only the first call looks."""
+
+    @functools.wraps(build)
+    def remembered(engine: "Engine", config: Any) -> Any:
+        name = f"{build.__module__}.{build.__qualname__}"
+        if name not in engine.results:
+            engine.results[name] = build(engine, config)
+        return engine.results[name]
+
+    return remembered
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class Engine:
 
     def __init__(self, root: str, workers: int | None = None, dry_run: bool = False):
         self.root, self.workers, self.dry_run = root.rstrip("/"), workers, dry_run
-        self._done: dict[str, list[Commit]] = {}
+        self.results: dict[str, Any] = {}  # of the jobs that this run has brought up to date
         self._ray_lock = threading.Lock()
         self._started_ray = False
         self._lock_file = None if dry_run or not storage.is_local(root) else self._take_lock()
@@ -115,13 +129,9 @@ class Engine:
 
     def map(self, step: Step, function: Callable[..., dict], tasks: Sequence[Task]) -> list[Commit]:
         """One partition in, one out. Returns the commits in the order of the tasks."""
-        directory = step.directory(self.root)
-        memo = storage.fingerprint([directory, [[t.key, t.inputs] for t in tasks]])
-        if memo not in self._done:
-            commits = self.complete(step.name, directory, function, tasks)
-            self.publish(step)
-            self._done[memo] = commits
-        return self._done[memo]
+        commits = self.complete(step.name, step.directory(self.root), function, tasks)
+        self.publish(step)
+        return commits
 
     def once(self, step: Step, function: Callable[..., dict], task: Task, frozen: bool = False) -> Commit:
         """A global step: one task. `frozen`: once made, it stays, whatever its inputs become (a trained tokeniser)."""
@@ -147,18 +157,13 @@ class Engine:
 
         whole = storage.fingerprint([ranges, [[t.key, t.inputs] for t in tasks]])
         directory = step.directory(self.root)
-        memo = storage.fingerprint([directory, whole])
-        if memo not in self._done:
-            inputs = {"all": whole}
-            weight = sum(t.bytes for t in tasks) // max(1, ranges)
-            outputs = [Task(f"{r:05d}", inputs, (r, *reduce_args(r)), weight) for r in range(ranges)]
-            if self.missing(directory, outputs):
-                if self.dry_run:
-                    self._report_dry(step.name, len(outputs), len(outputs))
-                regroup(self, step.name, directory, cut, tasks, ranges, reduce, outputs)
-            self._done[memo] = self.complete(step.name, directory, reduce, outputs)
-            self.publish(step)
-        return self._done[memo]
+        weight = sum(t.bytes for t in tasks) // max(1, ranges)
+        outputs = [Task(f"{r:05d}", {"all": whole}, (r, *reduce_args(r)), weight) for r in range(ranges)]
+        if self.missing(directory, outputs) and not self.dry_run:
+            regroup(self, step.name, directory, cut, tasks, ranges, reduce, outputs)
+        commits = self.complete(step.name, directory, reduce, outputs)
+        self.publish(step)
+        return commits
 
     # -- partitions -------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from dataprep import megatron, storage
 from dataprep.storage import Attempt, Commit, UserError, read_table
 from jobs import corpus, dedup, quality, tokens
 from jobs.config import Config
-from jobs.engine import Engine, Step
+from jobs.engine import Engine, Step, once_per_run
 from jobs.progress import say
 from mixer.inventory import Exclude
 
@@ -24,6 +24,7 @@ VERSION = 1
 DOCUMENT = ["doc", "source", "id", "text", "meta"]
 
 
+@once_per_run
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the export up to date: for every corpus partition, one file of each format asked for."""
     export = config.export

@@ -20,7 +20,7 @@ from dataprep import storage, tokenizer
 from dataprep.storage import Attempt, Commit, join, read_table
 from jobs import corpus, dedup, quality, tokens
 from jobs.config import Config
-from jobs.engine import Engine, Step, Task
+from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 from mixer import shards
 from mixer.config import MixConfig
@@ -63,6 +63,7 @@ class Prepared:
     draws: list[Task]
 
 
+@once_per_run
 def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit], str]:
     """(inventory commits, tokens commits, tokeniser's fingerprint): what there is to draw from, by partition."""
     mix = config.mix
@@ -97,6 +98,7 @@ def take_partition(out: Attempt, documents: str, verdicts: str, scores: str, ids
     return sums
 
 
+@once_per_run
 def prepare(engine: Engine, config: Config) -> Prepared:
     """Plan, and write every stage's stage.json, so that a trainer can start before the first shard is packed."""
     inventories, ids, tokenizer_print = inventory(engine, config)

@@ -46,16 +46,16 @@ class Progress:
             self.bar.update(self.row, completed=self.done, rate=self._rate())
         elif time.monotonic() - self.last_line > LINE_EVERY and self.done < self.total:
             self.last_line = time.monotonic()
-            say(f"{self.name}: {self.done} of {self.total} partitions, {self._rate()}{self._left()}")
+            say(f"{self.name}: {self.done} of {self.total} partitions{self._rate()}{self._left()}")
 
     def __exit__(self, kind: object, *_: object) -> None:
         if self.bar:
             self.bar.stop()
         if kind is None:
-            say(f"{self.name}: {self.total} partitions, {self._rate()}, {time.monotonic() - self.started:.1f} s")
+            say(f"{self.name}: {self.total} partitions{self._rate()}, {time.monotonic() - self.started:.1f} s")
 
     def _rate(self) -> str:
-        return f"{self.bytes / 1e6 / max(1e-9, time.monotonic() - self.started):.1f} MB/s"
+        return f", {self.bytes / 1e6 / max(1e-9, time.monotonic() - self.started):.1f} MB/s" if self.bytes else ""
 
     def _left(self) -> str:
         if not self.bytes:

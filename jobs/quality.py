@@ -12,12 +12,13 @@ from dataprep.quality import QualityConfig
 from dataprep.storage import Attempt, Commit, read_table
 from jobs import corpus
 from jobs.config import Config
-from jobs.engine import Engine, Step
+from jobs.engine import Engine, Step, once_per_run
 from jobs.progress import say
 
 VERSION = 1
 
 
+@once_per_run
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the scores up to date: one commit per corpus partition."""
     about = config.quality.model_dump(mode="json") | {"unicode": unidata_version}

@@ -11,12 +11,13 @@ from dataprep.storage import Attempt, Commit, UserError, read_table
 from dataprep.tokenizer import TokensConfig
 from jobs import corpus
 from jobs.config import Config
-from jobs.engine import Engine, Step, Task
+from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
 VERSION = 1
 
 
+@once_per_run
 def build_tokenizer(engine: Engine, config: Config) -> tuple[str, str]:
     """(path, fingerprint) of the tokeniser file: the one given, or one trained on this corpus and then kept.
 
@@ -45,6 +46,7 @@ def train_tokenizer(out: Attempt, paths: list[str], config: TokensConfig) -> dic
     return {"bytes": len(data)}
 
 
+@once_per_run
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the token ids up to date: one commit per corpus partition."""
     path, fingerprint = build_tokenizer(engine, config)

@@ -8,6 +8,7 @@ does not notice when only the callee changed).
 import functools
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,19 @@ class ContentLocator(caching.UserProvidedCacheLocator):
         return _content_key()
 
 
-if not config.CACHE_DIR:
-    config.CACHE_DIR = os.path.join(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "trivium", "numba")
-if Path(config.CACHE_DIR).is_absolute():
-    config.CACHE_LOCATOR_CLASSES = f"{ContentLocator.__module__}.{ContentLocator.__qualname__}"
+def _cache_directory() -> str:
+    """The user's cache directory; where it cannot be written, one that lasts as long as the process."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium" / "numba"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError:
+        # Cached kernels are pickles: a shared directory that others can write is no place for them.
+        return tempfile.mkdtemp(prefix="trivium-numba-")
+    return str(path)
+
+
+config.CACHE_DIR = config.CACHE_DIR or _cache_directory()
+config.CACHE_LOCATOR_CLASSES = f"{ContentLocator.__module__}.{ContentLocator.__qualname__}"
 
 njit: Any = functools.partial(numba.njit, cache=True, nogil=True)

@@ -27,7 +27,9 @@ def recurrence(q, k, v, slope, cu):
     return out
 
 
-@given(lengths, st.sampled_from([1, 2, 4, 8, 16, 64]), st.sampled_from([1, 2, 3]), st.integers(0, 7), st.integers(0, 99))
+@given(
+    lengths, st.sampled_from([1, 2, 4, 8, 16, 64]), st.sampled_from([1, 2, 3]), st.integers(0, 7), st.integers(0, 99)
+)
 def test_lightning_is_the_recurrence(lengths, block, heads, layer, seed):
     generator = torch.Generator().manual_seed(seed)
     cu = starts(lengths)
@@ -36,9 +38,7 @@ def test_lightning_is_the_recurrence(lengths, block, heads, layer, seed):
     expected = recurrence(q, k, v, slopes(heads, layer, 8), cu)
     out = lightning_attention(q, k, v, decay(heads, layer, 8, block, CPU, F64), Layout.of(cu, block))
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
-    for a, b in zip(
-        torch.autograd.grad(out, (q, k, v), g), torch.autograd.grad(expected, (q, k, v), g), strict=True
-    ):
+    for a, b in zip(torch.autograd.grad(out, (q, k, v), g), torch.autograd.grad(expected, (q, k, v), g), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
@@ -83,7 +83,9 @@ def test_rotation_is_complex_multiplication_and_partial():
     assert layout.position_T.tolist() == [*range(5), *range(7)]
     x = torch.randn(12, 2, 10, dtype=F64)
     out = rotate(x, *rotary_angles(layout.position_T, 6, 1e4, F64))
-    turn = torch.polar(torch.ones(12, 3, dtype=F64), layout.position_T[:, None] * 1e4 ** -(torch.arange(3, dtype=F64) / 3))
+    turn = torch.polar(
+        torch.ones(12, 3, dtype=F64), layout.position_T[:, None] * 1e4 ** -(torch.arange(3, dtype=F64) / 3)
+    )
     expected = torch.complex(x[..., :3], x[..., 3:6]) * turn[:, None]
     torch.testing.assert_close(torch.complex(out[..., :3], out[..., 3:6]), expected)
     assert torch.equal(out[..., 6:], x[..., 6:])
