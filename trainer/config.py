@@ -42,7 +42,7 @@ class ModelConfig(Section):
     kv_heads: int = Field(default=1, gt=0, description="key/value heads of the softmax layers")
     head_dim: int = Field(default=32, gt=0, description="size of one head")
     rotary_dim: int = Field(default=16, ge=0, description="dimensions of a head that RoPE rotates (softmax layers)")
-    ffn: int = Field(default=128, gt=0, description="inner width of one expert")
+    ffn: int = Field(default=64, gt=0, description="inner width of one expert")
     experts: int = Field(default=4, gt=0, description="experts per layer")
     top_k: int = Field(default=2, gt=0, description="experts that each token uses")
     aux_loss: float = Field(default=0.01, ge=0, description="weight of the experts' balance loss")
@@ -96,10 +96,10 @@ class TrainConfig(Section):
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="the decoder")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW")
-    batch_tokens: int = Field(default=8192, gt=0, description="tokens of one optimiser step over all workers")
+    batch_tokens: int = Field(default=4096, gt=0, description="tokens of one optimiser step over all workers")
     micro_tokens: int = Field(default=32768, gt=0, description="most tokens of one forward pass on one worker")
     schedule: Schedule = Field(
-        default=(Phase(share=0.05, lr=5e-3), Phase(share=0.95, lr=5e-4, shape="cosine")),
+        default=(Phase(share=0.1, lr=7e-3), Phase(share=0.9, lr=7e-4, shape="cosine")),
         description="learning rate over a stage, as phases",
     )  # fmt: skip
     stages: dict[str, Schedule] = Field(default={}, description="schedules of single stages, where not the default")

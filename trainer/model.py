@@ -23,7 +23,7 @@ from trainer.attention import (
 from trainer.config import ModelConfig
 from trainer.moe import MoE
 
-HEAD_CHUNK = 1024  # tokens whose logits exist at one time
+HEAD_CHUNK = 256  # tokens whose logits exist at one time
 
 
 class RMSNorm(nn.Module):
@@ -109,15 +109,18 @@ class HeadLoss(torch.autograd.Function):
         needed = any(ctx.needs_input_grad)
         grad_TD = torch.empty_like(x_TD) if needed else None
         grad_VD = torch.zeros_like(weight_VD, dtype=wide) if needed else None
+        buffer_V = x_TD.new_empty(min(HEAD_CHUNK, len(x_TD)), len(weight_VD))
         for start in range(0, len(x_TD), HEAD_CHUNK):
             part = slice(start, start + HEAD_CHUNK)
             x_D, target = x_TD[part], target_T[part, None]
-            real = target >= 0
-            logp_V = (x_D @ weight_VD.T).to(wide).log_softmax(-1)
-            nll_T[part] = (-logp_V.gather(1, target.clamp(min=0)) * real)[:, 0]
+            real, target = target >= 0, target.clamp(min=0)
+            logits_V = torch.mm(x_D, weight_VD.T, out=buffer_V[: len(x_D)]).to(wide)
+            wanted, top = logits_V.gather(1, target), logits_V.amax(1, keepdim=True)
+            exp_V = logits_V.sub_(top).exp_()  # in place from here on: new memory costs more than the arithmetic
+            total = exp_V.sum(1, keepdim=True)
+            nll_T[part] = ((total.log() + top - wanted) * real)[:, 0]
             if grad_TD is not None and grad_VD is not None:
-                grad_V = logp_V.exp_()
-                grad_V.scatter_add_(1, target.clamp(min=0), grad_V.new_full((1, 1), -1.0).expand_as(target))
+                grad_V = exp_V.div_(total).scatter_add_(1, target, exp_V.new_full((1, 1), -1.0).expand_as(target))
                 grad_V = grad_V.mul_(real).to(x_TD.dtype)
                 torch.mm(grad_V, weight_VD, out=grad_TD[part])
                 grad_VD += grad_V.T @ x_D

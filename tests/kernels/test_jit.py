@@ -37,7 +37,7 @@ def test_a_copy_of_the_checkout_finds_the_compiled_kernels(tmp_path):
     assert call(tmp_path / "one", tmp_path / "cache")[1] > 0
     hits, misses = call(tmp_path / "two", tmp_path / "cache")
     assert hits > 0 and misses == 0
-    assert not [f for f in tmp_path.glob("*/kernels/**/*.nb?")]
+    assert not list(tmp_path.glob("*/kernels/**/*.nb?"))
     with open(tmp_path / "two" / "kernels" / "words.py", "a") as file:
         file.write("\n")
     assert call(tmp_path / "two", tmp_path / "cache")[1] > 0  # any change of any kernel file makes all anew
