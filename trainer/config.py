@@ -100,7 +100,7 @@ class TrainConfig(Section):
     micro_tokens: int = Field(default=32768, gt=0, description="most tokens of one forward pass on one worker")
     schedule: Schedule = Field(
         default=(Phase(share=0.1, lr=7e-3), Phase(share=0.9, lr=7e-4, shape="cosine")),
-        description="learning rate over a stage, as phases",
+        description="learning rate over a stage, as phases; the default suits the preset tiny",
     )  # fmt: skip
     stages: dict[str, Schedule] = Field(default={}, description="schedules of single stages, where not the default")
     seed: int = Field(default=0, description="decides the initial weights")

@@ -33,7 +33,7 @@ def one_cpu():
     ray.shutdown()
 
 
-def kill_a_worker(root: Path) -> None:
+def kill_a_worker(root: Path, killed: list[int]) -> None:
     """As soon as there is a checkpoint, kill -9 the process that writes this root's metrics."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -44,6 +44,7 @@ def kill_a_worker(root: Path) -> None:
                         f.readlink() == metrics for f in (process / "fd").iterdir()
                     ):
                         os.kill(int(process.name), signal.SIGKILL)
+                        killed.append(int(process.name))
                         return
                 except OSError:
                     continue
@@ -55,10 +56,12 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(one_cpu, tmp_path):
     for name in ("whole", "killed"):
         write_root(tmp_path / name)
     whole = train(CONFIG.model_copy(update={"workers": 1}), str(tmp_path / "whole"), ["base"], ray=False)
-    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "killed",))
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "killed", killed))
     killer.start()
     result = train(CONFIG, str(tmp_path / "killed"), ["base"])
     killer.join()
+    assert killed
     mine, theirs = (read(Path(r["directory"]) / "base" / "metrics.jsonl") for r in (result, whole))
     assert [r["step"] for r in mine] == [r["step"] for r in theirs] == list(range(1, len(mine) + 1))
     assert [r["tokens"] for r in mine] == [r["tokens"] for r in theirs]

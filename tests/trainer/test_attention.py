@@ -1,5 +1,7 @@
 """Both attentions against their definitions: a float64 recurrence, and a masked softmax over complex rotations."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -19,7 +21,7 @@ def starts(lengths):
 
 def recurrence(q, k, v, slope, cu):
     out = torch.zeros_like(v)
-    for start, stop in zip(cu, cu[1:], strict=False):
+    for start, stop in itertools.pairwise(cu):
         state = torch.zeros(q.shape[1], q.shape[2], v.shape[2], dtype=q.dtype)
         for t in range(start, stop):
             state = state * torch.exp(-slope)[:, None, None] + torch.einsum("hn,hm->hnm", k[t], v[t])

@@ -19,8 +19,8 @@ def batch(lengths_by_row):
     segments = []
     for row, lengths in enumerate(lengths_by_row):
         start = 0
-        for length in lengths:
-            length = min(length, CONTEXT - start)
+        for wanted in lengths:
+            length = min(wanted, CONTEXT - start)
             if length:
                 segments.append((row, start, length, 0, 0, 0, len(segments) % 3, 0, 0))
             start += length

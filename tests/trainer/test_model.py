@@ -1,5 +1,6 @@
 """The whole decoder: packed documents against each alone, the chunked loss, initialisation."""
 
+import itertools
 import math
 
 import pytest
@@ -30,10 +31,7 @@ def test_packed_documents_equal_each_alone():
     packed.loss_sum.backward()
     gradients = {name: p.grad.clone() for name, p in decoder.named_parameters()}
     decoder.zero_grad()
-    alone = [
-        decoder(tokens[a:b], Layout.of([0, b - a], CONFIG.block), targets[a:b])
-        for a, b in zip(cu, cu[1:], strict=False)
-    ]
+    alone = [decoder(tokens[a:b], Layout.of([0, b - a], CONFIG.block), targets[a:b]) for a, b in itertools.pairwise(cu)]
     torch.testing.assert_close(packed.nll_T, torch.cat([out.nll_T for out in alone]), rtol=1e-9, atol=0)
     sum(out.loss_sum for out in alone).backward()
     for name, p in decoder.named_parameters():

@@ -26,9 +26,9 @@ MODEL = ModelConfig(
     hidden=32, heads=2, kv_heads=1, head_dim=16, rotary_dim=8, ffn=24, block=16, layers=4, softmax_every=4
 )
 CONFIG = TrainConfig(
-    model=MODEL, dtype="float64", batch_tokens=480, micro_tokens=192, checkpoint_steps=4, evaluate_tokens=600, threads=1,
+    model=MODEL, dtype="float64", batch_tokens=480, micro_tokens=192, checkpoint_steps=4, evaluate_tokens=600,
     schedule=(Phase(share=0.2, lr=5e-3), Phase(share=0.8, lr=5e-4, shape="cosine")),
-    optimizer=OptimizerConfig(clip=0.5),
+    optimizer=OptimizerConfig(clip=0.5), threads=1,
 )  # fmt: skip
 STAGES = ["base", "longer"]
 

@@ -1,4 +1,4 @@
-"""The decoder against `transformers`: an exported checkpoint is loaded there and must compute the same, gradients too."""
+"""The decoder against `transformers`: an exported checkpoint is loaded there and must compute the same."""
 
 import pytest
 import torch
