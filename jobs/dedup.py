@@ -66,7 +66,7 @@ def find(engine: Engine, config: Config) -> Found:
     dedup, partitions = config.dedup, corpus.partitions(engine, config)
     # The layout stands for the numbers it is made from: another threshold alone computes no signature anew.
     about = dedup.model_dump(mode="json", exclude={"max_source_loss", "threshold", "permutations", "bands", "rows"})
-    step = Step("dedup-signatures", VERSION, about | {"layout": dedup.layout, "unicode": unidata_version})
+    step = Step("dedup-signatures", VERSION, about | {"layout": list(dedup.layout), "unicode": unidata_version})
     signed = engine.map(step, sign_partition, [p.task(dedup) for p in partitions])
     edges = find_edges(engine, dedup, partitions, signed)
     inputs = {f"{c.directory.rsplit('/', 1)[-1]}/{c.key}": c.fingerprint for c in edges}
@@ -77,15 +77,20 @@ def find(engine: Engine, config: Config) -> Found:
     return Found(partitions, signed, verdicts)
 
 
-def find_edges(engine: Engine, dedup: DedupConfig, partitions: list[Partition], signed: list[Commit]) -> list[Commit]:
-    """Commits with an `edges` table each: exact ones from the pairs step, verified near ones."""
+def find_pairs(engine: Engine, signed: list[Commit]) -> list[Commit]:
+    """Commits with the tables `edges` (exact copies) and `near` (candidates, repeated if found in several buckets)."""
     rows = sum(c.aggregates["rows"] for c in signed)
     ranges = max(1, math.ceil(rows * ROW_BYTES / RANGE_BYTES))
     tasks = [
         Task(c.key, {"signatures": c.fingerprint}, (c.path("signatures"), ranges), c.aggregates["rows"] * ROW_BYTES)
         for c in signed
     ]
-    pairs = engine.exchange(Step("dedup-pairs", VERSION), cut_buckets, tasks, ranges, pair_buckets)
+    return engine.exchange(Step("dedup-pairs", VERSION), cut_buckets, tasks, ranges, pair_buckets)
+
+
+def find_edges(engine: Engine, dedup: DedupConfig, partitions: list[Partition], signed: list[Commit]) -> list[Commit]:
+    """Commits with an `edges` table each: exact ones from the pairs step, verified near ones."""
+    pairs = find_pairs(engine, signed)
     if not dedup.near or not partitions:
         return pairs
     about = {"shingle": dedup.shingle, "unicode": unidata_version}
@@ -148,14 +153,19 @@ def cut_by_partition(path: str, starts: list[int], column: str) -> tuple[pa.Tabl
 
 
 def shingle_partition(out: Attempt, pairs: pa.Table, number: int, documents: str, dedup: DedupConfig) -> dict:
-    """The candidates of one partition with their shingles, each pair once though several buckets found it."""
-    pairs = pairs.group_by(candidates.PAIRS.names).aggregate([]).sort_by([("doc", "ascending"), ("first", "ascending")])
+    """The candidates of one partition with their shingles."""
+    pairs = distinct_pairs(pairs)
     sets = _shingle_sets(documents, pairs["doc"], dedup)
     pairs = pairs.append_column(
         "shingles", sets["shingles"].take(pc.index_in(pairs["doc"], sets["doc"].combine_chunks()))
     )
     out.arrow("shingled", [pairs], pairs.schema)
     return {"pairs": len(pairs)}
+
+
+def distinct_pairs(pairs: pa.Table) -> pa.Table:
+    """Each pair once though several buckets found it, sorted."""
+    return pairs.group_by(candidates.PAIRS.names).aggregate([]).sort_by([("doc", "ascending"), ("first", "ascending")])
 
 
 def verify_partition(out: Attempt, pairs: pa.Table, number: int, documents: str, dedup: DedupConfig) -> dict:

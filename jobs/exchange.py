@@ -43,8 +43,12 @@ def strides(partitions: int, ranges: int, total_bytes: int) -> list[int]:
 def write_slices(attempt: Attempt, table: pa.Table, ranges: np.ndarray, stride: int) -> dict[str, Any]:
     """Write a table cut into slices of `stride` ranges; the file's schema metadata lists the slices it has."""
     coarse = np.asarray(ranges, np.int64) // stride
-    order = np.argsort(coarse, kind="stable")
-    present, starts, counts = np.unique(coarse[order], return_index=True, return_counts=True)
+    counts = np.bincount(coarse)
+    small = coarse.astype(np.uint16) if len(counts) <= 1 << 16 else coarse  # 16 bits are sorted by radix
+    order = np.argsort(small, kind="stable")
+    present = np.flatnonzero(counts)
+    counts = counts[present]
+    starts = np.cumsum(counts) - counts
     if RANGE not in table.column_names:
         table = table.append_column(RANGE, pa.array(np.asarray(ranges, np.uint32)))
     table = table.take(pa.array(order)).combine_chunks()
