@@ -24,12 +24,12 @@ def bucket_rows(signatures: pa.Table) -> pa.Table:
     the content hash, by which exact copies know each other.
     """
     bands = signatures["bands"].combine_chunks()
-    owner = np.repeat(np.arange(len(bands)), pc.list_value_length(bands).to_numpy(zero_copy_only=False))
+    each = pc.list_value_length(bands).to_numpy(zero_copy_only=False)
+    repeated = [np.repeat(signatures[name].to_numpy(), each) for name in ("hash_low", "rank", "doc")]
     exact = signatures.select(["hash_low", "hash_high", "rank", "doc"]).rename_columns(["key", "check", "rank", "doc"])
-    near = signatures.select(["hash_low", "rank", "doc"]).take(owner).rename_columns(["check", "rank", "doc"])
     exact = exact.append_column("exact", pa.array(np.ones(len(exact), bool)))
-    near = near.append_column("exact", pa.array(np.zeros(len(near), bool))).append_column("key", bands.flatten())
-    return pa.concat_tables([exact.select(ROWS.names), near.select(ROWS.names)])
+    near = pa.table([bands.flatten(), np.zeros(len(repeated[0]), bool), *repeated], schema=ROWS)
+    return pa.concat_tables([exact.select(ROWS.names), near])
 
 
 def pairs(rows: pa.Table) -> pa.Table:

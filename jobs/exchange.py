@@ -45,13 +45,13 @@ def write_slices(attempt: Attempt, table: pa.Table, ranges: np.ndarray, stride: 
     coarse = np.asarray(ranges, np.int64) // stride
     counts = np.bincount(coarse)
     small = coarse.astype(np.uint16) if len(counts) <= 1 << 16 else coarse  # 16 bits are sorted by radix
-    order = np.argsort(small, kind="stable")
+    order = np.argsort(small, kind="stable").astype(np.int32 if len(small) < 1 << 31 else np.int64)  # taken faster
     present = np.flatnonzero(counts)
     counts = counts[present]
     starts = np.cumsum(counts) - counts
     if RANGE not in table.column_names:
         table = table.append_column(RANGE, pa.array(np.asarray(ranges, np.uint32)))
-    table = table.take(pa.array(order)).combine_chunks()
+    table = table.combine_chunks().take(pa.array(order)).combine_chunks()
     schema = table.schema.with_metadata({"slices": json.dumps(present.tolist())})
     table = table.replace_schema_metadata(schema.metadata)
     pieces = [table.slice(start, count) for start, count in zip(starts, counts, strict=True)]
