@@ -11,6 +11,8 @@ from typing import Any
 from dataprep.storage import UserError
 from jobs.config import Config
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # our workers and the peers' at the same priority
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """--corpus DIR, --quick and --json FILE."""
