@@ -265,8 +265,11 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     with arrow_file(path) as file:
         if path.endswith(".parquet"):
             return pq.read_table(file, columns=columns)
-        table = pa.ipc.open_file(file).read_all()
-    return table if columns is None else table.select(columns)
+        if columns is None:
+            return pa.ipc.open_file(file).read_all()
+        wanted = [pa.ipc.open_file(file).schema.get_field_index(name) for name in columns]
+        table = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted)).read_all()
+    return table.select(columns)  # in the order asked for
 
 
 def explain_os_error(error: OSError) -> UserError | None:

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kernels import edges
+
 ROWS = pa.schema(
     {"key": pa.uint64(), "exact": pa.bool_(), "check": pa.uint64(), "rank": pa.uint64(), "doc": pa.uint64()}
 )
@@ -22,12 +24,12 @@ def bucket_rows(signatures: pa.Table) -> pa.Table:
     the content hash, by which exact copies know each other.
     """
     bands = signatures["bands"].combine_chunks()
-    owner = np.repeat(np.arange(len(bands)), pc.list_value_length(bands).to_numpy(zero_copy_only=False))
+    each = pc.list_value_length(bands).to_numpy(zero_copy_only=False)
+    repeated = [np.repeat(signatures[name].to_numpy(), each) for name in ("hash_low", "rank", "doc")]
     exact = signatures.select(["hash_low", "hash_high", "rank", "doc"]).rename_columns(["key", "check", "rank", "doc"])
-    near = signatures.select(["hash_low", "rank", "doc"]).take(owner).rename_columns(["check", "rank", "doc"])
     exact = exact.append_column("exact", pa.array(np.ones(len(exact), bool)))
-    near = near.append_column("exact", pa.array(np.zeros(len(near), bool))).append_column("key", bands.flatten())
-    return pa.concat_tables([exact.select(ROWS.names), near.select(ROWS.names)])
+    near = pa.table([bands.flatten(), np.zeros(len(repeated[0]), bool), *repeated], schema=ROWS)
+    return pa.concat_tables([exact.select(ROWS.names), near])
 
 
 def pairs(rows: pa.Table) -> pa.Table:
@@ -36,26 +38,16 @@ def pairs(rows: pa.Table) -> pa.Table:
     rows: as from `bucket_rows`, whole buckets, in any order. In near buckets only the first of a group of exact copies
     takes part: its copies follow it anyway.
     """
-    near = _crowded(rows.filter(pc.invert(rows["exact"])))
+    rows = rows.filter(pa.array(edges.crowded(rows["key"].to_numpy())))  # few, so that what comes after is cheap
+    near = rows.filter(pc.invert(rows["exact"]))
     order, leads, _ = _buckets(near, ["key", "check"])
     near = near.take(order[leads])
     order, leads, first = _buckets(near, ["key"])
     near = _pairs(near, order[~leads], first[~leads], exact=False)
 
-    exact = _crowded(rows.filter(rows["exact"]))
+    exact = rows.filter(rows["exact"])
     order, leads, first = _buckets(exact, ["key", "check"])
     return pa.concat_tables([near, _pairs(exact, order[~leads], first[~leads], exact=True)])
-
-
-def _crowded(rows: pa.Table) -> pa.Table:
-    """The rows whose key occurs more than once: few, so that what comes after is cheap."""
-    key = rows["key"].to_numpy()
-    order = np.argsort(key)
-    same = key[order[1:]] == key[order[:-1]]
-    crowded = np.zeros(len(key), bool)
-    crowded[order[1:]] |= same
-    crowded[order[:-1]] |= same
-    return rows.filter(pa.array(crowded))
 
 
 def _buckets(rows: pa.Table, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,6 +12,16 @@ class DedupConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     near: bool = Field(True, description="Find near duplicates too; false: exact copies only.")
+    scope: Literal["across", "within"] = Field(
+        "across", description="across: duplicates in all sources together; within: in each source by itself."
+    )
+    against: int = Field(
+        0,
+        ge=0,
+        le=1 << 24,
+        description="Compare new files with old ones: documents of input files numbered below this (`file` in "
+        "manifest.jsonl) come first in keeper order, so what a run over them alone keeps stays; 0: all alike.",
+    )
     threshold: float = Field(
         0.8, gt=0, le=1, description="Jaccard similarity of word shingles from which a pair is a near duplicate."
     )

@@ -19,6 +19,15 @@ REMOVED = pa.schema(
     }
 )
 REASONS = ["exact", "near"]
+CLUSTERS = pa.schema(
+    {
+        "cluster": pa.uint64(),
+        "documents": pa.int64(),
+        "exact": pa.int64(),
+        "near": pa.int64(),
+        "least_jaccard": pa.float32(),
+    }
+)
 
 
 def choose(exact: pa.Table, near: pa.Table, ranks: pa.Table) -> pa.Table:
@@ -46,6 +55,19 @@ def choose(exact: pa.Table, near: pa.Table, ranks: pa.Table) -> pa.Table:
     kept = docs[keeper[removed]]
     reasons = pa.DictionaryArray.from_arrays(pa.array(reason[removed]), pa.array(REASONS))
     return pa.table([docs[removed], reasons, kept, similarity[removed].astype(np.float32), kept], schema=REMOVED)
+
+
+def clusters(removed: pa.Table) -> pa.Table:
+    """What every keeper stands for, largest first: how many documents with itself, removed by reason, the least alike.
+
+    removed: as from `choose`. cluster is the keeper's doc, as in the removed documents' rows.
+    """
+    near = pc.equal(removed["reason"].cast(pa.string()), "near")
+    table = pa.table({"cluster": removed["cluster"], "near": near.cast(pa.int64()), "jaccard": removed["jaccard"]})
+    sums = table.group_by("cluster").aggregate([("near", "count"), ("near", "sum"), ("jaccard", "min")])
+    count, near = sums["near_count"], sums["near_sum"]
+    columns = [sums["cluster"], pc.add(count, 1), pc.subtract(count, near), near, sums["jaccard_min"]]
+    return pa.table(columns, schema=CLUSTERS).sort_by([("documents", "descending"), ("cluster", "ascending")])
 
 
 def _places(wanted: pa.ChunkedArray, docs: np.ndarray) -> np.ndarray:

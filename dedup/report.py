@@ -1,13 +1,10 @@
 """The verdicts of one corpus partition, sums by source and reason, and the alarm for a source that loses too much."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from dataprep.storage import UserError
 
 ATTRIBUTES = pa.schema(
     {
@@ -19,6 +16,7 @@ ATTRIBUTES = pa.schema(
         "cluster": pa.uint64(),
     }
 )
+REASONS = ("kept", "exact", "near")
 Aggregates = dict[str, dict[str, dict[str, int]]]  # source -> "kept" and the reasons -> "documents", "bytes"
 
 
@@ -71,18 +69,27 @@ def total(parts: Iterable[Aggregates]) -> Aggregates:
     return found
 
 
-def check_loss(aggregates: dict[str, Any], max_source_loss: float) -> None:
-    """UserError if near duplicates take more than this share of any source's distinct documents, or of their bytes."""
-    worst = (max_source_loss, "", "")
+def worst_loss(aggregates: Aggregates) -> tuple[float, str, str]:
+    """(share, source, unit) where near duplicates take most of a source's distinct documents, or of their bytes."""
+    losses = [(0.0, "", "documents")]
     for source, reasons in sorted(aggregates.items()):
         for unit in ("documents", "bytes"):
             near = reasons.get("near", {}).get(unit, 0)
             distinct = near + reasons.get("kept", {}).get(unit, 0)
-            worst = max(worst, (near / max(distinct, 1), source, unit), key=lambda loss: loss[0])
-    share, source, unit = worst
-    if source:
-        raise UserError(
+            losses.append((near / max(distinct, 1), source, unit))
+    return max(losses, key=lambda loss: loss[0])
+
+
+def alarm(aggregates: Aggregates, limit: float, clusters: list[str]) -> str:
+    """What to say where `worst_loss` is over the limit; clusters: a description of each of the source's largest."""
+    share, source, unit = worst_loss(aggregates)
+    return "\n".join(
+        [
             f"source {source}: near duplicates would take {share:.1%} of its {unit} (exact copies apart), more than "
-            f"dedup.max_source_loss allows ({max_source_loss:.1%}); look at some of its near duplicates, then raise "
-            f"dedup.threshold, or allow the loss with dedup.max_source_loss: {np.ceil(share * 100) / 100:.2f}"
-        )
+            f"dedup.max_source_loss allows ({limit:.1%}); nothing has been removed",
+            "the largest clusters of near duplicates there:",
+            *clusters,
+            "see one with --explain DOC; raise dedup.threshold if they should stay, or allow the loss with "
+            f"dedup.max_source_loss: {np.ceil(share * 100) / 100:.2f}",
+        ]
+    )

@@ -1,7 +1,7 @@
 """Dedup job: removes exact and near duplicates over the whole corpus, each removal verified against a kept document.
 
 signatures (map) -> pairs (exchange by bucket) -> candidates (exchange to the later document's partition)
--> verified edges (exchange to the earlier document's partition) -> verdicts (global) -> dedup (map).
+-> verified edges (exchange to the earlier document's partition) -> verdicts (global) -> loss (map) -> dedup (map).
 """
 
 if not __package__:  # run as a script
@@ -18,27 +18,55 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataprep import storage
-from dataprep.storage import Attempt, Commit, read_table
+from dataprep.storage import Attempt, Commit, UserError, read_table
 from dedup import candidates, keepers, report, verify
 from dedup.config import DedupConfig
 from dedup.signatures import signatures
 from jobs import corpus
 from jobs.config import Config
 from jobs.corpus import Partition
+from jobs.dedup_report import Found, print_summary
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
-VERSION = 1
+VERSION = 2
 ROW_BYTES = 33  # of a bucket row
 RANGE_BYTES = 256 << 20  # of bucket rows that one task sorts
 
 
 @once_per_run
 def build(engine: Engine, config: Config) -> list[Commit]:
-    """Bring the verdicts up to date: one commit per corpus partition, in their order."""
+    """Bring the verdicts up to date: one commit per corpus partition, in their order. UserError if a source would lose
+    too much."""
+    found = find(engine, config)
+    gone = found.verdicts.path("removed")
+    tasks = [
+        Task(
+            s.key,
+            {"signatures": s.fingerprint, "removed": found.verdicts.fingerprint},
+            (s.path("signatures"), gone),
+            s.bytes,
+        )
+        for s in found.signed
+    ]
+    losses = engine.map(Step("dedup-loss", VERSION), count_losses, tasks)
+    sums = report.total(c.aggregates["sources"] for c in losses)
+    if report.worst_loss(sums)[0] > config.dedup.max_source_loss:
+        raise UserError(report.alarm(sums, config.dedup.max_source_loss, found.worst_clusters(engine.root, sums)))
+    tasks = [
+        Task(t.key, {**t.inputs, "loss": c.fingerprint}, (*t.args, c.aggregates["sources"]), t.bytes)
+        for t, c in zip(tasks, losses, strict=True)
+    ]
+    return engine.map(Step("dedup", VERSION), judge_partition, tasks)
+
+
+@once_per_run
+def find(engine: Engine, config: Config) -> Found:
+    """All that comes before anything is final."""
     dedup, partitions = config.dedup, corpus.partitions(engine, config)
-    about = dedup.model_dump(mode="json", exclude={"max_source_loss"}) | {"unicode": unidata_version}
-    step = Step("dedup-signatures", VERSION, about)
+    # The layout stands for the numbers it is made from: another threshold alone computes no signature anew.
+    about = dedup.model_dump(mode="json", exclude={"max_source_loss", "threshold", "permutations", "bands", "rows"})
+    step = Step("dedup-signatures", VERSION, about | {"layout": list(dedup.layout), "unicode": unidata_version})
     signed = engine.map(step, sign_partition, [p.task(dedup) for p in partitions])
     edges = find_edges(engine, dedup, partitions, signed)
     inputs = {f"{c.directory.rsplit('/', 1)[-1]}/{c.key}": c.fingerprint for c in edges}
@@ -46,33 +74,27 @@ def build(engine: Engine, config: Config) -> list[Commit]:
     verdicts = engine.once(
         Step("dedup-verdicts", VERSION), choose, Task("all", inputs, (paths,), sum(c.bytes for c in edges))
     )
-    tasks = [
-        Task(
-            s.key,
-            {"signatures": s.fingerprint, "removed": verdicts.fingerprint},
-            (s.path("signatures"), p.documents, verdicts.path("removed")),
-            s.bytes,
-        )
-        for p, s in zip(partitions, signed, strict=True)
-    ]
-    commits = engine.map(Step("dedup", VERSION), judge_partition, tasks)
-    report.check_loss(report.total(c.aggregates["sources"] for c in commits), dedup.max_source_loss)
-    return commits
+    return Found(partitions, signed, verdicts)
 
 
-def find_edges(engine: Engine, dedup: DedupConfig, partitions: list[Partition], signed: list[Commit]) -> list[Commit]:
-    """Commits with an `edges` table each: exact ones from the pairs step, verified near ones."""
+def find_pairs(engine: Engine, signed: list[Commit]) -> list[Commit]:
+    """Commits with the tables `edges` (exact copies) and `near` (candidates, repeated if found in several buckets)."""
     rows = sum(c.aggregates["rows"] for c in signed)
     ranges = max(1, math.ceil(rows * ROW_BYTES / RANGE_BYTES))
     tasks = [
         Task(c.key, {"signatures": c.fingerprint}, (c.path("signatures"), ranges), c.aggregates["rows"] * ROW_BYTES)
         for c in signed
     ]
-    pairs = engine.exchange(Step("dedup-pairs", VERSION), cut_buckets, tasks, ranges, pair_buckets)
+    return engine.exchange(Step("dedup-pairs", VERSION), cut_buckets, tasks, ranges, pair_buckets)
+
+
+def find_edges(engine: Engine, dedup: DedupConfig, partitions: list[Partition], signed: list[Commit]) -> list[Commit]:
+    """Commits with an `edges` table each: exact ones from the pairs step, verified near ones."""
+    pairs = find_pairs(engine, signed)
     if not dedup.near or not partitions:
         return pairs
-    about = {"shingle": dedup.shingle, "threshold": dedup.threshold, "unicode": unidata_version}
-    starts = [c.aggregates["first_doc"] for c in signed]  # partitions hold ascending documents, so these route any doc
+    about = {"shingle": dedup.shingle, "unicode": unidata_version}
+    starts = [c.aggregates["first_doc"] for c in signed]
     # Text decides what is verified: the partitions' own fingerprints are inputs beside the pairs'.
     corpus_print = storage.fingerprint([[p.key, p.fingerprint] for p in partitions])
     documents = [p.documents for p in partitions]
@@ -92,7 +114,7 @@ def find_edges(engine: Engine, dedup: DedupConfig, partitions: list[Partition], 
         lambda r: (documents[r], dedup),
     )
     verified = engine.exchange(
-        Step("dedup-verified", VERSION, about),
+        Step("dedup-verified", VERSION, about | {"threshold": dedup.threshold}),
         cut_by_partition,
         route(shingled, "shingled", "first"),
         len(partitions),
@@ -131,14 +153,19 @@ def cut_by_partition(path: str, starts: list[int], column: str) -> tuple[pa.Tabl
 
 
 def shingle_partition(out: Attempt, pairs: pa.Table, number: int, documents: str, dedup: DedupConfig) -> dict:
-    """The candidates of one partition with their shingles, each pair once though several buckets found it."""
-    pairs = pairs.group_by(candidates.PAIRS.names).aggregate([]).sort_by([("doc", "ascending"), ("first", "ascending")])
+    """The candidates of one partition with their shingles."""
+    pairs = distinct_pairs(pairs)
     sets = _shingle_sets(documents, pairs["doc"], dedup)
     pairs = pairs.append_column(
         "shingles", sets["shingles"].take(pc.index_in(pairs["doc"], sets["doc"].combine_chunks()))
     )
     out.arrow("shingled", [pairs], pairs.schema)
     return {"pairs": len(pairs)}
+
+
+def distinct_pairs(pairs: pa.Table) -> pa.Table:
+    """Each pair once though several buckets found it, sorted."""
+    return pairs.group_by(candidates.PAIRS.names).aggregate([]).sort_by([("doc", "ascending"), ("first", "ascending")])
 
 
 def verify_partition(out: Attempt, pairs: pa.Table, number: int, documents: str, dedup: DedupConfig) -> dict:
@@ -164,35 +191,44 @@ def choose(out: Attempt, paths: list[str]) -> dict:
         [edges.select(["doc", "rank"]), edges.select(["first", "first_rank"]).rename_columns(["doc", "rank"])]
     )
     removed = keepers.choose(edges.filter(edges["exact"]), edges.filter(pc.invert(edges["exact"])), ranks)
-    with out.file("removed", ".parquet") as path:
-        pq.write_table(removed, path, compression="zstd", row_group_size=1 << 16)  # sorted by doc: read by range
-    return {"removed": len(removed)}
+    out.table("removed", removed)  # sorted by doc: read by range
+    clusters = keepers.clusters(removed)
+    out.table("clusters", clusters)
+    return {"removed": len(removed), "clusters": len(clusters)}
 
 
-def judge_partition(out: Attempt, path: str, documents: str, removed: str) -> dict:
-    table = read_table(path, ["doc", "length"])
-    docs = table["doc"]
-    if len(docs):
-        low, high = pc.min(docs).as_py(), pc.max(docs).as_py()
-        with storage.arrow_file(removed) as file:
-            gone = pq.read_table(file, filters=[("doc", ">=", low), ("doc", "<=", high)])
-    else:
-        gone = keepers.REMOVED.empty_table()
-    verdicts = report.attributes(docs.to_numpy(), gone)
-    out.table("dedup", verdicts)
-    source = read_table(documents, ["source"])["source"]
-    return {"sources": report.aggregates(pa.table({"source": source, "length": table["length"]}), verdicts)}
+def count_losses(out: Attempt, path: str, removed: str) -> dict:
+    table = read_table(path, ["doc", "source", "length"])
+    return {"sources": report.aggregates(table, _verdicts(table["doc"], removed))}
+
+
+def judge_partition(out: Attempt, path: str, removed: str, sources: report.Aggregates) -> dict:
+    out.table("dedup", _verdicts(read_table(path, ["doc"])["doc"], removed))
+    return {"sources": sources}
+
+
+def _verdicts(docs: pa.ChunkedArray, removed: str) -> pa.Table:
+    if not len(docs):
+        return report.attributes(docs.to_numpy(), keepers.REMOVED.empty_table())
+    bounds = pc.min_max(docs).as_py()
+    with storage.arrow_file(removed) as file:
+        gone = pq.read_table(file, filters=[("doc", ">=", bounds["min"]), ("doc", "<=", bounds["max"])])
+    return report.attributes(docs.to_numpy(), gone)
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--explain", metavar="DOC", type=int, help="why this document (a number) is removed or kept")
 
 
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
-    sums = report.total(c.aggregates["sources"] for c in build(engine, config))
-    for source, reasons in sorted(sums.items()):
-        counts = {name: reasons.get(name, {}).get("documents", 0) for name in ("kept", "exact", "near")}
-        share = counts["kept"] / max(1, sum(counts.values()))
-        say(
-            f"{source}: kept {counts['kept']:,} ({share:.1%}), "
-            f"removed {counts['exact']:,} exact and {counts['near']:,} near"
-        )
+    if getattr(arguments, "explain", None) is not None:
+        for line in find(engine, config).explanation(arguments.explain):
+            print(line)
+    else:
+        commits = build(engine, config)
+        clusters = find(engine, config).verdicts
+        print_summary(report.total(c.aggregates["sources"] for c in commits))
+        say(f"{clusters.aggregates['clusters']:,} clusters of duplicates: {clusters.path('clusters')}")
 
 
 if __name__ == "__main__":

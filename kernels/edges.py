@@ -6,6 +6,25 @@ from kernels.jit import njit
 
 
 @njit
+def crowded(keys):
+    """bool[keys]: true for every key that occurs more than once, and for a few that do not; no sorting.
+
+    keys: uint64, as good as random in their lower bits.
+    """
+    slots = 1024
+    while slots < 8 * len(keys):
+        slots *= 2
+    mask = np.uint64(slots - 1)
+    seen = np.zeros(slots, np.uint8)
+    for key in keys:
+        seen[key & mask] = min(2, seen[key & mask] + 1)
+    out = np.empty(len(keys), np.bool_)
+    for i in range(len(keys)):
+        out[i] = seen[keys[i] & mask] > 1
+    return out
+
+
+@njit
 def intersections(values_a, offsets_a, rows_a, values_b, offsets_b, rows_b):
     """int64[pairs]: how many values set rows_a[i] of `a` shares with set rows_b[i] of `b`.
 

@@ -4,9 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dataprep.storage import UserError
 from dedup.keepers import REMOVED
-from dedup.report import ATTRIBUTES, aggregates, attributes, check_loss, total
+from dedup.report import ATTRIBUTES, aggregates, alarm, attributes, total, worst_loss
 
 REMOVALS = pa.table(
     {
@@ -49,13 +48,18 @@ def counts(kept: int, near: int, exact: int = 0) -> dict[str, dict[str, int]]:
     return {r: {"documents": n, "bytes": n * 9} for r, n in (("kept", kept), ("near", near), ("exact", exact))}
 
 
-def test_loss_to_near_duplicates_is_checked_per_source():
-    check_loss({"web": counts(50, 50), "copies": counts(1, 0, exact=99)}, 0.5)
-    with pytest.raises(UserError, match=r"source calls: .* 99\.8% of its documents .*max_source_loss: 1\.00"):
-        check_loss({"web": counts(10, 90), "calls": counts(2, 998)}, 0.5)
+def test_the_worst_loss_is_to_near_duplicates_of_one_source():
+    assert worst_loss({}) == (0, "", "documents")
+    assert worst_loss({"copies": counts(1, 0, exact=99)})[0] == 0
+    assert worst_loss({"web": counts(10, 90), "calls": counts(2, 998)}) == (0.998, "calls", "documents")
 
 
 def test_loss_of_bytes_counts_too():
     books = {"kept": {"documents": 90, "bytes": 100}, "near": {"documents": 10, "bytes": 300}}
-    with pytest.raises(UserError, match=r"source books: .* 75\.0% of its bytes"):
-        check_loss({"books": books}, 0.5)
+    assert worst_loss({"books": books}) == (0.75, "books", "bytes")
+
+
+def test_the_alarm_says_what_where_and_what_to_do():
+    text = alarm({"web": counts(10, 90), "calls": counts(2, 998)}, 0.5, ["  the clusters"])
+    assert "source calls: " in text and "99.8% of its documents" in text and "50.0%" in text
+    assert "  the clusters\n" in text and text.endswith("dedup.max_source_loss: 1.00")

@@ -43,3 +43,15 @@ def test_keepers_are_those_of_the_plain_greedy(weights):
     keeper, weight = edges.keepers(13, later.copy(), earlier.copy(), np.array([weights[e] for e in order], np.float64))
     assert {n: k for n, k in enumerate(keeper.tolist()) if k != n} == expected
     assert all(weight[n] == weights[n, k] for n, k in expected.items())
+
+
+@given(st.lists(st.integers(0, 40), max_size=60))
+@settings(deadline=None)
+def test_crowded_misses_no_repeated_key(keys):
+    found = edges.crowded(np.array(keys, np.uint64))
+    assert found.tolist() == [keys.count(key) > 1 for key in keys]  # small keys have slots of their own
+
+
+def test_crowded_keeps_few_that_are_alone():
+    keys = np.random.default_rng(0).integers(0, 2**64, 100_000, np.uint64)
+    assert edges.crowded(keys).mean() < 0.13 and edges.crowded(np.concatenate([keys, keys])).all()
