@@ -15,7 +15,7 @@ from tokenizers import AddedToken, pre_tokenizers
 
 from dataprep import nfc
 from dataprep.pretokenizer import Unsupported, compile_pre_tokenizer
-from kernels import bpe, merges
+from kernels import bpe, merges, scan
 
 DYNAMIC_WORDS = 1 << 17  # cached at once beside the vocabulary, at most
 POOL = 1 << 20
@@ -104,7 +104,7 @@ class ByteLevelBPE:
         """description: the tokenizer.json. added: the added tokens as the library numbers them."""
         model = description["model"]
         self._check(model)
-        self._scanners = bpe.as_arrays(compile_pre_tokenizer(description["pre_tokenizer"]))
+        self._scanners = scan.as_arrays(compile_pre_tokenizer(description["pre_tokenizer"]))
         self._nfc = uses_nfc(description["normalizer"])
         self._raw = AddedTokens({k: t for k, t in added.items() if not t.normalized}, lambda name: name)
         change = nfc.compose if self._nfc else lambda name: name

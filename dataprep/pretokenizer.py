@@ -54,13 +54,18 @@ def known_characters() -> tuple[str, np.ndarray]:
 @functools.cache
 def members(source: str) -> np.ndarray:
     """bool[CODE_POINTS]: which characters the library's regular expressions take for one of the set `source`."""
+    result = np.zeros(CODE_POINTS, bool)
+    if len(source) == 1:
+        result[ord(source)] = True
+        return result
     runs = pre_tokenizers.Split(Regex(f"(?:{source})+"), "removed", invert=True)
     text, points = known_characters()
+    if re.fullmatch(r"\(\?i:[a-z']\)", source):
+        points = points[: 1 << 15]  # no character beyond has the same letter in the other case
     found = np.zeros(len(points), bool)
     for start in range(0, len(points), 1 << 16):
         for _, (a, b) in runs.pre_tokenize_str(text[start : start + (1 << 16)]):
             found[start + a : start + b] = True
-    result = np.zeros(CODE_POINTS, bool)
     result[points] = found
     for plane in (*range(4, 14), 15, 16):
         result[plane << 16 : (plane + 1 << 16) - 2] = result[(plane + 1 << 16) - 3]

@@ -14,24 +14,15 @@ from numba.extending import intrinsic
 
 from kernels.jit import njit
 from kernels.merges import POSITION_BITS, merge
+from kernels.scan import pieces
 
 SHORT = 15  # bytes of a word that a slot holds, beside its length
+BATCH = 256  # words
 LONGEST_CACHED = 64  # longer words hardly ever come again
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
+LOW = np.uint64(0xFFFFFFFF)
 _intrinsic: Any = intrinsic
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
-
-
-class Scanners(NamedTuple):
-    """Automata, one inside the other (as `dataprep.pretokenizer` makes them), state 0 of all being the dead one.
-
-    classes: uint8[scanners, code points]. steps: int32, next state << 1 | match. first, width: int64[scanners].
-    """
-
-    classes: np.ndarray
-    steps: np.ndarray
-    first: np.ndarray
-    width: np.ndarray
 
 
 class Cache(NamedTuple):
@@ -68,7 +59,7 @@ def _load8(_context, data, index):
     return types.uint64(data, types.intp), generate
 
 
-@njit
+@njit(forceinline=True)
 def _key(data, start, size):
     """(key, key, hash) of the word data[start:start+size] as its slot has them."""
     first = second = np.uint64(0)
@@ -98,7 +89,7 @@ def _key(data, start, size):
     return first, second, value ^ (value >> np.uint64(32))
 
 
-@njit
+@njit(forceinline=True)
 def _find(data, start, size, first, second, value, cache):
     """The index in cache.slots of a word's slot, or of the free slot where it would be."""
     mask = np.uint64((len(cache.slots) >> 2) - 1)
@@ -172,49 +163,17 @@ def seed(data, offsets, tokens, merges, verbatim, cache):
 
 
 @njit
-def _match(data, i, end, classes, steps, first, width):
-    """Where the match that begins at data[i] ends, or -1 where none does. data is valid UTF-8."""
-    state, last = first, np.int64(-1)
-    while i < end:
-        lead = np.int64(data[i])
-        if lead < 0x80:
-            step = np.int64(steps[state + classes[lead]])
-            size = 1
-        elif lead < 0xE0:
-            step = np.int64(steps[state + classes[(lead & 0x1F) << 6 | (data[i + 1] & 0x3F)]])
-            size = 2
-        elif lead < 0xF0:
-            code = (lead & 0xF) << 12 | np.int64(data[i + 1] & 0x3F) << 6 | (data[i + 2] & 0x3F)
-            step = np.int64(steps[state + classes[code]])
-            size = 3
-        else:
-            code = (lead & 7) << 18 | np.int64(data[i + 1] & 0x3F) << 12 | np.int64(data[i + 2] & 0x3F) << 6
-            step = np.int64(steps[state + classes[code | (data[i + 3] & 0x3F)]])
-            size = 4
-        if step & 1:
-            last = i
-        state = step >> 1
-        if state == 0:
-            return last
-        i += size
-    if steps[state + width - 1] & 1:
-        last = end
-    return last
-
-
-@njit
-def _cut(data, i, end, scanners, level):
-    """Where the piece that begins at data[i] ends: a match, or all up to the next one."""
-    classes, steps = scanners.classes[level], scanners.steps
-    first, width = scanners.first[level], scanners.width[level]
-    found = _match(data, i, end, classes, steps, first, width)
-    while found < 0:
-        i += 1
-        while i < end and data[i] & 0xC0 == 0x80:
-            i += 1
-        if i == end or _match(data, i, end, classes, steps, first, width) >= 0:
-            found = i
-    return found
+def _append_new(data, start, size, merges, cache, seeded, scratch, out, total):
+    """Append the tokens of a word that is not in the cache to out[total:]; how many are there then."""
+    count = merge(data, start, size, merges, scratch, out, total) - total
+    if size <= LONGEST_CACHED:
+        if not _has_room(cache, size, count):
+            cache.slots[:] = seeded.slots
+            cache.used[:] = seeded.used  # what lies beyond in `ids` and `keys` is overwritten
+        first, second, value = _key(data, start, size)
+        slot = _find(data, start, size, first, second, value, cache)
+        _remember(data, start, size, first, second, slot, out[total : total + count], cache)
+    return total + count
 
 
 @njit
@@ -222,71 +181,40 @@ def encode(data, bounds, added, scanners, merges, cache, seeded, out, counts):
     """Append the tokens of the texts data[bounds[k]:bounds[k+1]], valid UTF-8, to `out`; counts[k]: how many.
 
     added[k]: the one token that the text is, or -1. out: uint32, with room for one token per byte and three more.
-    seeded: the cache to go back to when `cache` is
-    full. Returns how many tokens there are.
+    seeded: the cache to go back to when `cache` is full. Returns how many tokens there are.
     """
-    levels = len(scanners.first)
-    at, stop = np.zeros(levels + 1, np.int64), np.zeros(levels + 1, np.int64)
+    levels = max(1, len(scanners.first))
+    begins, stops = np.empty(levels, np.int64), np.empty(levels, np.int64)
     scratch = np.empty((4, 1 << POSITION_BITS), np.uint32)
+    ends = np.empty(BATCH, np.int64)
     total = np.int64(0)
     for text in range(len(counts)):
-        before = total
-        level = 0
-        at[0], stop[0] = bounds[text], bounds[text + 1]
+        before, start, level = total, bounds[text], 0
+        begins[0], stops[0] = start, bounds[text + 1]
         if added[text] >= 0:
             out[total] = added[text]
             total += 1
             level = -1
         while level >= 0:
-            start = at[level]
-            if start == stop[level]:
-                level -= 1
-                continue
-            end = stop[level]
-            if level < levels:
-                end = _cut(data, start, end, scanners, level)
-            at[level] = end
-            if level < levels - 1:
-                level += 1
-                at[level], stop[level] = start, end
-                continue
-            size = end - start
-            first, second, value = _key(data, start, size)
-            slot = _find(data, start, size, first, second, value, cache)
-            if cache.slots[slot + 1] == 0:
-                known = total
-                total = merge(data, start, size, merges, scratch, out, total)
-                if size <= LONGEST_CACHED:
-                    if not _has_room(cache, size, total - known):
-                        cache.slots[:] = seeded.slots
-                        cache.used[:] = seeded.used  # what lies beyond in `ids` and `keys` is overwritten
-                        slot = _find(data, start, size, first, second, value, cache)
-                    _remember(data, start, size, first, second, slot, out[known:total], cache)
-                continue
-            pair, third = cache.slots[slot + 2], cache.slots[slot + 3]
-            count = np.int64(third >> np.uint64(32))
-            third &= np.uint64(0xFFFFFFFF)
-            if size <= SHORT and count <= 3:
-                out[total] = np.uint32(pair & np.uint64(0xFFFFFFFF))
-                out[total + 1] = np.uint32(pair >> np.uint64(32))
-                out[total + 2] = np.uint32(third)
-            else:
-                for k in range(count):
-                    out[total + k] = cache.ids[np.int64(third) + k]
-            total += count
+            found, level = pieces(data, scanners, level, begins, stops, ends)
+            # Looked up together, words do not wait for each other's slots to arrive from memory.
+            for word in range(found):
+                size = ends[word] - start
+                first, second, value = _key(data, start, size)
+                slot = _find(data, start, size, first, second, value, cache)
+                pair, third = cache.slots[slot + 2], cache.slots[slot + 3]
+                count = np.int64(third >> np.uint64(32))
+                if cache.slots[slot + 1] == 0:
+                    total = _append_new(data, start, size, merges, cache, seeded, scratch, out, total)
+                elif size <= SHORT and count <= 3:
+                    out[total] = np.uint32(pair & LOW)
+                    out[total + 1] = np.uint32(pair >> np.uint64(32))
+                    out[total + 2] = np.uint32(third & LOW)
+                    total += count
+                else:
+                    for k in range(count):
+                        out[total + k] = cache.ids[np.int64(third & LOW) + k]
+                    total += count
+                start += size
         counts[text] = total - before
     return total
-
-
-def as_arrays(scanners: list[Any]) -> Scanners:
-    """Several automata with tables (classes, steps, width) of their own as one `Scanners`."""
-    steps = [np.zeros(0, np.int32)]
-    first, base = [], 0
-    for one in scanners:
-        state = one.steps >> 1
-        steps.append((np.where(state == 0, 0, state + base) << 1 | one.steps & 1).astype(np.int32))
-        first.append(base + one.width)
-        base += len(one.steps)
-    classes = np.stack([s.classes for s in scanners]) if scanners else np.zeros((0, 1), np.uint8)
-    widths = np.array([s.width for s in scanners], np.int64)
-    return Scanners(classes, np.concatenate(steps), np.array(first, np.int64), widths)

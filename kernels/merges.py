@@ -48,7 +48,7 @@ def make(pairs: np.ndarray, merged: np.ndarray, byte_ids: np.ndarray) -> Merges:
     return Merges(byte_ids, byte_ranks, table, merged)
 
 
-@njit
+@njit(forceinline=True)
 def _home(key, table):
     """Where in a table of a power of two entries a pair's entry belongs."""
     value = key * _PRIME
@@ -65,7 +65,7 @@ def _insert_pairs(table, pairs):
         table[slot] = key << np.uint64(RANK_BITS) | np.uint64(rank)
 
 
-@njit
+@njit(forceinline=True)
 def _rank(table, left, right):
     key = np.uint64(left) << np.uint64(ID_BITS) | np.uint64(right)
     slot = _home(key, table)
