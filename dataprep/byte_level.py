@@ -163,16 +163,23 @@ class ByteLevelBPE:
             segments = segments.rewritten(broken, lambda text: text.decode(errors="replace").encode())
         segments = self._raw.split(segments)
         if self._nfc:
-            rows = nfc.may_change(segments.data, segments.bounds)
+            rows = nfc.may_change(read_only(segments.data), read_only(segments.bounds))
             segments = segments.rewritten(rows[segments.tokens[rows] < 0], nfc.compose) if len(rows) else segments
         segments = self._normalized.split(segments)
-        bounds = segments.bounds
+        # The kernels are compiled for each type of their arguments, and what one may not write is a type of its own.
+        data, bounds = read_only(segments.data), read_only(segments.bounds)
         out = np.empty(bounds[-1] - bounds[0] + 3, np.uint32)
         counts = np.empty(len(bounds) - 1, np.int64)
         tables = self._scanners, self._merges, self._cache, self._seeded
-        total = bpe.encode(segments.data, bounds, segments.tokens, *tables, out, counts)
+        total = bpe.encode(data, bounds, segments.tokens, *tables, out, counts)
         ends = np.concatenate([[0], np.cumsum(counts)])
         return out[:total], ends[np.searchsorted(segments.texts, np.arange(texts + 1))]
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def not_utf8(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:

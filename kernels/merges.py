@@ -22,12 +22,14 @@ class Merges(NamedTuple):
 
     byte_ids: uint32[256], the tokens of single bytes. byte_ranks: uint32[65536], the ranks of pairs of bytes.
     pairs: uint64[power of two], hash table of left << 43 | right << 22 | rank. merged: uint32, rank -> token.
+    likely: uint8[power of two], bits that say of most other pairs that they are not in `pairs`: it fits in the CPU's cache.
     """
 
     byte_ids: np.ndarray
     byte_ranks: np.ndarray
     pairs: np.ndarray
     merged: np.ndarray
+    likely: np.ndarray
 
 
 def reference(word: bytes, byte_ids: list[int], ranks: Mapping[tuple[int, int], tuple[int, int]]) -> list[int]:
@@ -42,33 +44,38 @@ def reference(word: bytes, byte_ids: list[int], ranks: Mapping[tuple[int, int], 
 def make(pairs: np.ndarray, merged: np.ndarray, byte_ids: np.ndarray) -> Merges:
     """Merges from pairs uint32[n, 2] and what they become, uint32[n], both by rank."""
     table = np.full(1 << max(4, int(2.5 * len(pairs)).bit_length()), FREE)
-    _insert_pairs(table, pairs.astype(np.uint64))
+    likely = np.zeros(len(table) >> 1, np.uint8)
+    _insert_pairs(table, likely, pairs.astype(np.uint64))
     byte_ranks = np.empty(1 << 16, np.uint32)
-    _rank_bytes(table, byte_ids, byte_ranks)
-    return Merges(byte_ids, byte_ranks, table, merged)
+    _rank_bytes(table, likely, byte_ids, byte_ranks)
+    return Merges(byte_ids, byte_ranks, table, merged, likely)
 
 
 @njit(forceinline=True)
-def _home(key, table):
-    """Where in a table of a power of two entries a pair's entry belongs."""
+def _places(left, right, table, likely):
+    """(key, home in the table, byte, bit in the filter) of a pair."""
+    key = np.uint64(left) << np.uint64(ID_BITS) | np.uint64(right)
     value = key * _PRIME
-    return np.int64((value ^ (value >> np.uint64(32))) & np.uint64(len(table) - 1))
+    home = np.int64((value ^ (value >> np.uint64(32))) & np.uint64(len(table) - 1))
+    byte = np.int64((value >> np.uint64(36)) & np.uint64(len(likely) - 1))
+    return key, home, byte, np.uint8(1) << np.uint8(value >> np.uint64(61))
 
 
 @njit
-def _insert_pairs(table, pairs):
+def _insert_pairs(table, likely, pairs):
     for rank in range(len(pairs)):
-        key = pairs[rank, 0] << np.uint64(ID_BITS) | pairs[rank, 1]
-        slot = _home(key, table)
+        key, slot, byte, bit = _places(pairs[rank, 0], pairs[rank, 1], table, likely)
         while table[slot] != FREE and table[slot] >> np.uint64(RANK_BITS) != key:
             slot = (slot + 1) & (len(table) - 1)
         table[slot] = key << np.uint64(RANK_BITS) | np.uint64(rank)
+        likely[byte] |= bit
 
 
 @njit(forceinline=True)
-def _rank(table, left, right):
-    key = np.uint64(left) << np.uint64(ID_BITS) | np.uint64(right)
-    slot = _home(key, table)
+def _rank(table, likely, left, right):
+    key, slot, byte, bit = _places(left, right, table, likely)
+    if not likely[byte] & bit:
+        return NO_RANK
     while True:
         entry = table[slot]
         if entry >> np.uint64(RANK_BITS) == key:
@@ -79,10 +86,10 @@ def _rank(table, left, right):
 
 
 @njit
-def _rank_bytes(table, byte_ids, ranks):
+def _rank_bytes(table, likely, byte_ids, ranks):
     for a in range(256):
         for b in range(256):
-            ranks[a << 8 | b] = _rank(table, byte_ids[a], byte_ids[b])
+            ranks[a << 8 | b] = _rank(table, likely, byte_ids[a], byte_ids[b])
 
 
 @njit
@@ -118,12 +125,12 @@ def merge(data, start, size, merges, scratch, out, count):
         after[here] = following
         if following < size:
             before[following] = here
-            keys[here] = _rank(merges.pairs, tokens[here], tokens[following]) << bits | np.uint32(here)
+            keys[here] = _rank(merges.pairs, merges.likely, tokens[here], tokens[following]) << bits | np.uint32(here)
         else:
             keys[here] = NO_RANK << bits
         if here > 0:
             previous = before[here]
-            keys[previous] = _rank(merges.pairs, tokens[previous], tokens[here]) << bits | np.uint32(previous)
+            keys[previous] = _rank(merges.pairs, merges.likely, tokens[previous], tokens[here]) << bits | np.uint32(previous)
     place = np.int64(0)
     while place < size:
         out[count] = tokens[place]
@@ -161,11 +168,11 @@ def _merge_long(data, start, size, merges, out, count):
         keys[gone] = keys[here] = none
         if following < size:
             before[following] = here
-            ranked = np.uint64(_rank(merges.pairs, tokens[here], tokens[following]))
+            ranked = np.uint64(_rank(merges.pairs, merges.likely, tokens[here], tokens[following]))
             keys[here] = ranked << LONG_BITS | np.uint64(here)
         if here > 0:
             previous = before[here]
-            ranked = np.uint64(_rank(merges.pairs, tokens[previous], tokens[here]))
+            ranked = np.uint64(_rank(merges.pairs, merges.likely, tokens[previous], tokens[here]))
             keys[previous] = ranked << LONG_BITS | np.uint64(previous)
             lowest[previous // block] = keys[previous // block * block : (previous // block + 1) * block].min()
         lowest[here // block] = keys[here // block * block : (here // block + 1) * block].min()
