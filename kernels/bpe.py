@@ -149,7 +149,7 @@ def seed(data, offsets, tokens, merges, verbatim, cache):
 
     verbatim: all, as with `ignore_merges`. The cache must have room.
     """
-    scratch = np.empty((4, 1 << POSITION_BITS), np.uint32)
+    scratch = np.empty((5, 1 << POSITION_BITS), np.uint32)
     found = np.empty(len(data) + 1, np.uint32)
     for k in range(len(tokens)):
         start, size = offsets[k], offsets[k + 1] - offsets[k]
@@ -185,7 +185,7 @@ def encode(data, bounds, added, scanners, merges, cache, seeded, out, counts):
     """
     levels = max(1, len(scanners.first))
     begins, stops = np.empty(levels, np.int64), np.empty(levels, np.int64)
-    scratch = np.empty((4, 1 << POSITION_BITS), np.uint32)
+    scratch = np.empty((5, 1 << POSITION_BITS), np.uint32)
     ends = np.empty(BATCH, np.int64)
     total = np.int64(0)
     for text in range(len(counts)):

@@ -22,7 +22,7 @@ class Merges(NamedTuple):
 
     byte_ids: uint32[256], the tokens of single bytes. byte_ranks: uint32[65536], the ranks of pairs of bytes.
     pairs: uint64[power of two], hash table of left << 43 | right << 22 | rank. merged: uint32, rank -> token.
-    likely: uint8[power of two], bits that say of most other pairs that they are not in `pairs`: it fits in the CPU's cache.
+    likely: uint8[power of two], a filter of bits, small enough for the CPU's cache: most pairs are not in `pairs`.
     """
 
     byte_ids: np.ndarray
@@ -96,41 +96,48 @@ def _rank_bytes(table, likely, byte_ids, ranks):
 def merge(data, start, size, merges, scratch, out, count):
     """Append the tokens of the word data[start:start+size] to out[count:]; how many are there then.
 
-    scratch: uint32[4, 1 << POSITION_BITS], enough for all but very long words.
+    scratch: uint32[5, 1 << POSITION_BITS], enough for all but very long words.
     """
     if size > 1 << POSITION_BITS:
         return _merge_long(data, start, size, merges, out, count)
-    tokens, after, before, keys = scratch[0], scratch[1], scratch[2], scratch[3]
+    tokens, after, before, keys, becomes = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
     bits = np.uint32(POSITION_BITS)
     for k in range(size):
         tokens[k] = merges.byte_ids[data[start + k]]
         after[k] = k + 1
         before[k] = k - 1
     for k in range(size - 1):
-        pair = np.int64(data[start + k]) << 8 | data[start + k + 1]
-        keys[k] = merges.byte_ranks[pair] << bits | np.uint32(k)
+        rank = merges.byte_ranks[np.int64(data[start + k]) << 8 | data[start + k + 1]]
+        keys[k] = rank << bits | np.uint32(k)
+        if rank != NO_RANK:
+            becomes[k] = merges.merged[rank]
     keys[size - 1] = NO_RANK << bits
     while True:
         best = NO_RANK << bits
         for k in range(size - 1):
             best = min(best, keys[k])
-        rank = best >> bits
-        if rank == NO_RANK:
+        if best >> bits == NO_RANK:
             break
         here = np.int64(best & np.uint32((1 << POSITION_BITS) - 1))
         gone = after[here]
         following = after[gone]
-        tokens[here] = merges.merged[rank]
+        token = becomes[here]
+        tokens[here] = token
         keys[gone] = NO_RANK << bits
         after[here] = following
+        rank = NO_RANK
         if following < size:
             before[following] = here
-            keys[here] = _rank(merges.pairs, merges.likely, tokens[here], tokens[following]) << bits | np.uint32(here)
-        else:
-            keys[here] = NO_RANK << bits
+            rank = _rank(merges.pairs, merges.likely, token, tokens[following])
+            if rank != NO_RANK:
+                becomes[here] = merges.merged[rank]  # fetched now, so that nobody waits for it later
+        keys[here] = rank << bits | np.uint32(here)
         if here > 0:
             previous = before[here]
-            keys[previous] = _rank(merges.pairs, merges.likely, tokens[previous], tokens[here]) << bits | np.uint32(previous)
+            rank = _rank(merges.pairs, merges.likely, tokens[previous], token)
+            keys[previous] = rank << bits | np.uint32(previous)
+            if rank != NO_RANK:
+                becomes[previous] = merges.merged[rank]
     place = np.int64(0)
     while place < size:
         out[count] = tokens[place]
