@@ -42,7 +42,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PIECE = 1 << 20  # bytes of text that a tokeniser gets as one string: it takes 150 times as much memory
+PIECE = 1 << 20  # bytes of text that a library gets as one string: it takes 150 times as much memory
 BLOCK = 4 << 20  # bytes of text in one call
 SAMPLED_PARTITIONS = 1000
 
@@ -130,7 +130,7 @@ def cuts(data: bytes | memoryview, start: int, end: int) -> Iterator[tuple[int, 
     """Pieces (start, end) of UTF-8 data[start:end], each at most PIECE bytes; at least one, though it be empty.
 
     A cut lies, best first, behind a line break between visible characters, before a space between them, between any two
-    characters. At the first two, byte-level tokenisers cut anyway, so the ids are those of the whole text; a
+    characters. At the first two nearly all tokenisers cut anyway, so that the ids are those of the whole text; a
     SentencePiece model may begin a piece with one more `▁`.
     """
     while end - start > PIECE:

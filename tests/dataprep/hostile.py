@@ -5,7 +5,8 @@ import random
 from hypothesis import strategies as st
 
 ALPHABET = (
-    "aAbzZsStTreREvemMlLdD''''’   \n\n\r\t/\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2000\u2009\u200b\u2028\u2029\u202f\u3000"
+    "aAbzZsStTreREvemMlLdD''''’   \n\n\r\t/"
+    "\x0b\x0c\x1c\x1f\x85\xa0\u1680\u180e\u2000\u2009\u200b\u2028\u2029\u202f\u3000"
     "\ufeff"
     '0123²½٣०Ⅷ㊿!?.,;:_-+<>|$€#@(){}[]\\"&*^`~\x00\x01\x7fé\u0301\u0323\u0308\u0327\u093c\u0345\u0334\u05b4\u0e34\u0e48'
     "ſKßİıŉǅʰªΩώ가\u1100\u1161\u11a8क\u0928\u09c7\u09be\u0bc6\u0bbeกับ漢字かカ\uf900\ufb01\ufb1dأש\u200d\ufe0f🙂👩🏽\u0378\u05ff"
