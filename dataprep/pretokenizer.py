@@ -256,12 +256,17 @@ class Program:
 def compile_pattern(pattern: str) -> Scanner:
     """The tables of a pattern that matches at least one character. Unsupported if it is of another kind."""
     program, first = Program.compile(Parser(pattern).parse())
-    inside = np.stack([members(source) for source in program.sets])
-    weights = 1 << np.arange(len(program.sets), dtype=np.uint64)
-    signatures, classes = np.unique((inside * weights[:, None]).sum(0), return_inverse=True)
-    if len(program.sets) > 63 or len(signatures) > 255:
-        raise Unsupported("its pattern tells too many sets of characters apart")
-    held = [(int(signature) >> np.arange(len(program.sets))) & 1 == 1 for signature in signatures]
+    if len(program.sets) > 63:
+        raise Unsupported("its pattern has too many sets of characters")
+    signature = np.zeros(CODE_POINTS, np.uint64)
+    for bit, source in enumerate(program.sets):
+        signature |= members(source).astype(np.uint64) << np.uint64(bit)
+    runs = np.flatnonzero(np.diff(signature, prepend=~signature[0]))  # few: neighbours are alike
+    signatures, kinds = np.unique(signature[runs], return_inverse=True)
+    if len(signatures) > 255:
+        raise Unsupported("its pattern tells too many kinds of characters apart")
+    classes = np.repeat(kinds, np.diff(runs, append=CODE_POINTS))
+    held = [(int(value) >> np.arange(len(program.sets))) & 1 == 1 for value in signatures]
     held.append(np.zeros(len(program.sets), bool))  # the end of the text is in no set
     width = len(held)
     states: dict[tuple[int, ...], int] = {(): 0, (first,): width}
