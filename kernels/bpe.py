@@ -17,12 +17,12 @@ from kernels.merges import POSITION_BITS, merge
 from kernels.scan import pieces
 
 SHORT = 15  # bytes of a word that a slot holds, beside its length
-BATCH = 256  # words
+BATCH = 256  # words looked up together
 LONGEST_CACHED = 64  # longer words hardly ever come again
-_PRIME = np.uint64(0x9E3779B97F4A7C15)
 LOW = np.uint64(0xFFFFFFFF)
-_intrinsic: Any = intrinsic
+_PRIME = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xFF51AFD7ED558CCD)
+_intrinsic: Any = intrinsic  # the code generator supplies the first argument, which a type checker cannot know
 
 
 class Cache(NamedTuple):
