@@ -1,5 +1,6 @@
 """The append-only list of input files: what numbers documents for ever and says which files one task reads."""
 
+import contextlib
 import fnmatch
 import glob
 import json
@@ -132,12 +133,8 @@ def _source_inputs(source: SourceConfig) -> list[InputFile]:
         return [_input(f"{source.name}-{part}", path, source) for part, path in parts]
     found: dict[str, InputFile] = {}
     for pattern in source.paths:
-        try:
+        with _named(source, f"cannot list {pattern!r}", pattern, "correct it in `paths`"):
             paths = [path for path in _files(pattern) if wanted(path)]
-        except OSError as error:
-            raise UserError(
-                f"source {source.name!r}: cannot list {pattern!r} ({error}); correct it in `paths`"
-            ) from error
         if not paths:
             raise UserError(f"source {source.name!r}: {pattern!r} matches no file; correct or remove it in `paths`")
         found |= {path: _input(source.name, path, source) for path in paths if path not in found}
@@ -147,18 +144,33 @@ def _source_inputs(source: SourceConfig) -> list[InputFile]:
 
 def _input(label: str, path: str, source: SourceConfig) -> InputFile:
     readers.kind_of(path, source)  # a file that nobody can read is an error now, not later in a task
-    try:
+    with _named(source, f"cannot read {path!r}", path, "mend it or `exclude` it"):
         path.encode()
         size, version = inspect(path)
-    except (OSError, UnicodeEncodeError) as error:
-        raise UserError(f"source {source.name!r}: cannot read {path!r} ({error}); mend it or `exclude` it") from error
     return InputFile(label, path, size, version)
 
 
+@contextlib.contextmanager
+def _named(source: SourceConfig, what: str, path: str, todo: str) -> Iterator[None]:
+    """Any refusal of a file system as one UserError. Those behind URLs raise whatever their libraries do."""
+    try:
+        yield
+    except Exception as error:
+        if is_local(path) and not isinstance(error, (OSError, UnicodeEncodeError)):
+            raise
+        if isinstance(error, ImportError):
+            todo = "install the package that it names"
+        elif not is_local(path):
+            todo = f"check the URL, the credentials and the connection, or {todo}"
+        detail = str(error) or type(error).__name__
+        raise UserError(f"source {source.name!r}: {what} ({detail}); {todo}") from error
+
+
 def _files(pattern: str) -> Iterator[str]:
-    """The files of a path, directory, glob or URL. A directory's hidden files and folders are left out."""
+    """The files of a path, directory or URL, or else of a glob. A directory's hidden files and folders are left out."""
     if not is_local(pattern):
-        below = len(pattern.rstrip("/")) if not glob.has_magic(pattern) else None
+        literal = not glob.has_magic(pattern) or exists(pattern)
+        below = len(pattern.rstrip("/")) if literal else None
         yield from (path for path in expand(pattern) if below is None or "/." not in path[below:])
         return
     pattern = os.path.abspath(os.path.expanduser(pattern.removeprefix("file://")))

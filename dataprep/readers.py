@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,11 +22,20 @@ SUFFIXES: dict[str, Kind] = {
 }  # fmt: skip
 BOM = b"\xef\xbb\xbf"
 BATCH_BYTES = 16 << 20  # of a columnar file, decoded at a time
+MAX_DEPTH = 200  # of nested JSON: a limit of our own, since Python's depends on how deep the caller's stack is
 BINARY_PROBE = 8192  # a source tree's file with a NUL among so many first bytes is no text
 
 _ARROW_MAGIC = b"ARROW1"
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_STRING = re.compile(rb'"[^"]*"?')
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
 _MISSING = object()
+_UNFIT = (pa.ArrowException, ValueError, OverflowError, KeyError)  # of values that Python's own types cannot hold
+_SAME_LAYOUT = {
+    pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view(),
+    pa.date64(): pa.int64(), pa.time32("s"): pa.int32(), pa.time32("ms"): pa.int32(),
+    pa.time64("us"): pa.int64(), pa.time64("ns"): pa.int64(),
+}  # fmt: skip
 
 
 class Record(NamedTuple):
@@ -101,11 +111,11 @@ def _jsonl(file: BinaryIO, path: str, source: SourceConfig) -> Iterator[Record |
             yield _record(number, _parse(line), source)
         except Rejected as why:
             yield _bad(number, why, line)
-        except RecursionError:
-            yield _bad(number, Rejected("malformed JSON", "nested too deeply"), line)
 
 
 def _parse(line: bytes) -> dict[str, Any]:
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+        raise Rejected("malformed JSON", f"nested more than {MAX_DEPTH} levels deep")
     try:
         text = _utf8(line).strip(" \t\r")
         value, end = _decoder.raw_decode(text)  # `decode` takes half as long again on small records
@@ -116,6 +126,14 @@ def _parse(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Rejected("wrong type", f"the line is a {type(value).__name__}, not an object")
     return value
+
+
+def _depth(line: bytes) -> int:
+    """How many brackets are open at once at most, as far as the line is JSON."""
+    structure = line.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
+    brackets = np.frombuffer(_STRING.sub(b"", structure), np.uint8)
+    opening = (brackets == ord("[")) | (brackets == ord("{"))
+    return int(np.where(opening, 1, -1).cumsum().max(initial=0))
 
 
 def _utf8(data: bytes) -> str:
@@ -232,7 +250,7 @@ def _parquet(file: BinaryIO, path: str, source: SourceConfig) -> Iterator[Record
         rows = max(1, parquet.metadata.num_rows)
         size = sum(parquet.metadata.row_group(g).total_byte_size for g in range(parquet.metadata.num_row_groups))
         batch_size = max(1, min(4096, BATCH_BYTES * rows // max(1, size)))
-    names = parquet.schema_arrow.names
+        names = parquet.schema_arrow.names
     batches = parquet.iter_batches(batch_size, columns=_columns(names, source))
     yield from _rows(batches, names, source)
 
@@ -246,7 +264,8 @@ def _arrow(file: BinaryIO, path: str, source: SourceConfig) -> Iterator[Record |
     file.seek(8 if is_file else 0)
     with _arrow_errors():
         stream = pa.ipc.open_stream(pa.PythonFile(file, mode="r"))
-    yield from _rows(stream, stream.schema.names, source)
+        names = stream.schema.names
+    yield from _rows(stream, names, source)
     if is_file and not complete:
         raise Unreadable("truncated archive", "the Arrow file ends without its footer")
 
@@ -268,27 +287,80 @@ def _rows(batches: Iterator[pa.RecordBatch], names: list[str], source: SourceCon
     while True:
         with _arrow_errors():
             batch = next(batches, None)
-        if batch is None:
-            return
-        step = max(1, min(len(batch), BATCH_BYTES * len(batch) // max(1, batch.nbytes)))
+            if batch is None:
+                return
+            _validate(batch)
+            step = max(1, min(len(batch), BATCH_BYTES * len(batch) // max(1, batch.nbytes)))
         for start in range(0, len(batch), step):
-            for row in _to_rows(batch.slice(start, step)):
+            with _arrow_errors():
+                rows, rejected = _to_rows(batch.slice(start, step))
+            for index, row in enumerate(rows):
                 try:
-                    if isinstance(row, Rejected):
-                        raise row
+                    if index in rejected:
+                        raise rejected[index]
                     yield _record(number, row, source)
                 except Rejected as why:
                     yield _bad(number, why, str(row)[:800].encode("utf-8", "replace"))
                 number += 1
 
 
-def _to_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Rejected]:
+def _validate(batch: pa.RecordBatch) -> None:
+    """ArrowInvalid where the batch points outside its own buffers: to use its values would end the process."""
     try:
-        return batch.to_pylist()
-    except UnicodeDecodeError as error:
-        if len(batch) == 1:
-            return [Rejected("invalid UTF-8", str(error))]
-        return [row for i in range(len(batch)) for row in _to_rows(batch.slice(i, 1))]
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        # Arrow also minds single values, such as text that is not UTF-8; those cost no more than their own record.
+        for column in batch.columns:
+            layout = _layout(column.type)
+            (column if layout == column.type else column.view(layout)).validate(full=True)
+
+
+def _layout(kind: pa.DataType) -> pa.DataType:
+    """The type of the same buffers in which any bytes are a valid value."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_layout(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_layout(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_layout(kind.value_type)))
+    if pa.types.is_map(kind):
+        return pa.map_(_layout(kind.key_type), _layout(kind.item_type))
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _layout(kind.value_type), kind.ordered)
+    if pa.types.is_decimal(kind):
+        return pa.binary(kind.byte_width)
+    return _SAME_LAYOUT.get(kind, kind)
+
+
+def _to_rows(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], dict[int, Rejected]]:
+    """The rows, and why some of them (by index) have a value that nothing here can hold."""
+    rejected: dict[int, Rejected] = {}
+    names = batch.schema.names
+    columns = [_values(name, column, rejected) for name, column in zip(names, batch.columns, strict=True)]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)], rejected
+
+
+def _values(name: str, column: pa.Array, rejected: dict[int, Rejected], first: int = 0) -> list[Any]:
+    """A column as Python values; what Python cannot hold (a date after the year 9999) as a string.
+
+    first: the row that the column begins with, to number what is rejected.
+    """
+    try:
+        return column.to_pylist()
+    except _UNFIT as error:
+        if len(column) > 1:  # one by one, so that no value depends on its neighbours
+            each = (_values(name, column.slice(i, 1), rejected, first + i) for i in range(len(column)))
+            return [value for values in each for value in values]
+        if isinstance(error, UnicodeDecodeError):
+            rejected[first] = Rejected("invalid UTF-8", f"{name!r}: {error}")
+            return [None]
+    try:
+        if pa.types.is_timestamp(column.type) and column.type.tz:
+            column = column.view(pa.timestamp(column.type.unit, "UTC"))  # the zone itself may be unknown
+        return column.cast(pa.string()).to_pylist()
+    except _UNFIT as error:
+        rejected[first] = Rejected("unreadable value", f"{name!r}: {error}")
+        return [None]
 
 
 @contextlib.contextmanager
@@ -296,8 +368,8 @@ def _arrow_errors() -> Iterator[None]:
     """What Arrow says of a damaged file, as Unreadable. Errors of the disk or the network pass: they bear an errno."""
     try:
         yield
-    except pa.ArrowException as error:
-        raise Unreadable("unreadable file", str(error)) from error
+    except (pa.ArrowException, MemoryError, SystemError, IndexError, UnicodeDecodeError) as error:
+        raise Unreadable("unreadable file", str(error) or type(error).__name__) from error
     except OSError as error:
         if type(error) is not OSError or error.errno is not None:
             raise

@@ -137,19 +137,31 @@ def finished(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any
     first = storage.read_json(join(root, "latest", f"pack-{stages[0]}.json"))
     plan = storage.read_json(join(root, first["directory"], "stage.json"))["plan"]
     directory = join(root, f"train-{config.identity(plan)}")
-    done = {stage: storage.read_json(join(directory, stage, "done.json")) for stage in stages}
+    done = {stage: stage_done(join(directory, stage)) for stage in stages}
     export = join(directory, stages[-1], "hf") if config.export else None
     if None in done.values() or (export and not storage.exists(join(export, "config.json"))):
         return None
     return {"directory": directory, "stages": done, "export": export}
 
 
+def stage_done(directory: str) -> dict[str, Any] | None:
+    """What done.json says; None where there is none, a damaged one, or one whose checkpoint is gone."""
+    try:
+        done = storage.read_json(join(directory, "done.json"))
+        return done if storage.exists(join(directory, done["checkpoint"], "checkpoint.json")) else None
+    except (UserError, TypeError, KeyError):
+        return None
+
+
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     mix.pack_all(engine, mix.prepare(engine, config))
     result = build(engine, config)
     for stage, done in result["stages"].items():
-        speed = f"{done['tokens_per_second']:,.0f} tokens/s"
-        say(f"{stage}: loss {done['first_loss']:.3f} -> {done['last_loss']:.3f}, {speed}")
+        if done["stage_steps"]:
+            speed = f"{done['tokens_per_second']:,.0f} tokens/s"
+            say(f"{stage}: loss {done['first_loss']:.3f} -> {done['last_loss']:.3f}, {speed}")
+        else:
+            say(f"{stage}: no sequence to train on")
     say(f"train: {result['directory']}   model: {result['export']}")
 
 

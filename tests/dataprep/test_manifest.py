@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from dataprep import manifest
 from dataprep.config import CorpusConfig
 from dataprep.manifest import Entry, InputFile, groups, list_inputs, load, save, update
-from dataprep.storage import UserError, read_bytes
+from dataprep.storage import UserError, expand, read_bytes
 
 # States of a folder: path -> (version, bytes); two sources by the path's first letter.
 states = st.lists(
@@ -123,6 +123,47 @@ def test_directories_globs_and_links(tmp_path, monkeypatch):
     assert names("~/tree") == everything
     some = names(str(tree), max_bytes=12)
     assert 0 < len(some) < 5 and set(some) < set(everything) and some == sorted(some)
+
+
+def test_what_exists_is_no_glob(tmp_path):
+    for base in (str(tmp_path), f"memory://{uuid.uuid4().hex}"):
+        for name in ("a1.jsonl", "a[1].jsonl", "d1/x.jsonl", "d[1]/y.jsonl", "d[1]/.z.jsonl"):
+            with fsspec.open(f"{base}/{name}", "wb", auto_mkdir=True) as file:
+                file.write(b"{}")
+        for path, expected in {"a[1].jsonl": "a[1].jsonl", "d[1]": "d[1]/y.jsonl", "a[0-9].jsonl": "a1.jsonl"}.items():
+            (found,) = list_inputs(corpus({"name": "s", "paths": [f"{base}/{path}"]}))
+            assert found.path.endswith(f"/{expected}")
+            listed = [name for name in expand(f"{base}/{path}") if "/." not in name]
+            assert [name.removeprefix("memory://").lstrip("/") for name in listed] == [
+                found.path.removeprefix("memory://").lstrip("/")
+            ]
+
+
+class Refusing(fsspec.AbstractFileSystem):
+    """A file system that says no in the manner of an object store's library: with an error class of its own."""
+
+    protocol = "refusing"
+
+    def info(self, path, **kwargs):
+        raise RuntimeError("Unable to locate credentials")
+
+    ls = info
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("unheard-of://bucket/a.jsonl", "Protocol not known.*check the URL"),
+        ("refusing://bucket/a.jsonl", "Unable to locate credentials.*check the URL, the credentials"),
+        ("refusing://bucket/*.jsonl", "Unable to locate credentials.*check the URL, the credentials"),
+        ("absent://bucket/a.jsonl", "install absentfs.*install"),
+    ],
+)
+def test_refusing_file_systems_are_named(url, message):
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    fsspec.register_implementation("absent", "absentfs.AbsentFS", errtxt="Please install absentfs", clobber=True)
+    with pytest.raises(UserError, match=rf"'s'.*{re.escape(url)}.*{message}"):
+        list_inputs(corpus({"name": "s", "paths": [url]}))
 
 
 def test_what_cannot_be_listed_is_named(tmp_path):

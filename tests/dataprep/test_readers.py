@@ -14,6 +14,7 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from dataprep import readers
 from dataprep.config import SourceConfig
 from dataprep.readers import Bad, Record, kind_of, read_records
 from dataprep.storage import UserError
@@ -113,6 +114,41 @@ def test_bad_line_between_good_ones(tmp_path, bad, suffix):
     (wrong.detail + wrong.excerpt).encode()  # goes into a table
 
 
+def nested(levels: int, text: str = "") -> bytes:
+    """A record with so many levels of nesting."""
+    return (
+        json.dumps({"text": "good" + text, "m": None}).replace("null", "[" * (levels - 1) + "]" * (levels - 1)).encode()
+    )
+
+
+def test_nesting_has_a_limit_that_no_stack_moves(tmp_path):
+    path = tmp_path / "a.jsonl"
+    brackets = r"[{\" * 500 + r" ""
+    flat = json.dumps({"text": brackets, "m": [[]] * 1000}).encode()
+    cases = [nested(200), nested(201), nested(200, '"' + brackets), nested(201, '"' + brackets), flat, nested(900)]
+    path.write_bytes(b"\n".join(cases))
+
+    def read(stack):
+        return read(stack - 1) if stack else list(read_records(str(path), source()))
+
+    found = read(0)
+    assert [type(r) for r in found] == [Record, Bad, Record, Bad, Record, Bad]
+    assert {(r.reason, r.detail) for r in found[1::2]} == {("malformed JSON", "nested more than 200 levels deep")}
+    assert found[2].text.decode() == 'good"' + brackets and found[4].text.decode() == brackets
+    assert read(400) == found
+
+
+@quick
+@given(st.recursive(text, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3)))
+@example([['\\"[', "]\\", {'"': "[["}]])
+def test_depth(value):
+    def depth(value):
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+        return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+    assert readers._depth(json.dumps(value).encode()) == depth(value)
+
+
 def test_lone_surrogates_and_numbers_that_are_none(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(r'{"text": "a\ud800b\ud83d\ude00", "id": "\udfff", "m": ["\ud801", NaN, -Infinity, 1e999]}' + "\n")
@@ -158,6 +194,106 @@ def test_damaged_columnar_file(tmp_path, suffix):
     assert isinstance(last, Bad) and last.record == len(good)
     assert [r.text.decode() for r in good] == [f"text {i} " * 500 for i in range(len(good))]
     assert suffix == "parquet" or len(good) > 50  # Parquet's directory is at its end
+
+
+def ipc(table, **values) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, **values) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a b c d", "e f g h", "changed", "changed"]),
+        pa.array([["a"], ["b"], ["changed"], ["changed"]]),
+        pa.array([1, 2, 3, 4], pa.int64()),
+    ],
+    ids=["string", "list", "beside bad text"],
+)
+def test_offsets_out_of_bounds_do_not_end_the_process(tmp_path, column):
+    """The second batch's offsets point far outside its buffers: to use its values would be a segmentation fault."""
+    path = tmp_path / "a.arrow"
+    texts = pa.array([b"good 1", b"caf\xe9", b"good 3", b"good 4"], pa.binary()).view(pa.string())
+    data = bytearray(ipc(pa.table({"text": texts, "m": column})))
+    offsets = b"".join(n.to_bytes(4, "little") for n in (0, 6, 12))  # of "good 3" and "good 4"
+    assert data.count(offsets) == 1
+    at = data.index(offsets) + 4
+    if not pa.types.is_integer(column.type):  # the other column's
+        size = {"string": 7}.get(str(column.type), 1)
+        at = data.index(b"".join((n * size).to_bytes(4, "little") for n in range(3)), at) + 4
+    data[at : at + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(data)
+    first, second, rest = read_records(str(path), source())
+    assert first.text == b"good 1" and (second.record, second.reason) == (1, "invalid UTF-8")
+    assert (rest.record, rest.reason) == (2, "unreadable file") and rest.detail
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemError("negative size"), pa.ArrowIndexError("index")])
+def test_what_arrow_raises_on_damaged_bytes(tmp_path, monkeypatch, error):
+    path = tmp_path / "a.arrow"
+    path.write_bytes(ipc(pa.table({"text": ["one", "two", "three"]})))
+    validate = readers._validate
+
+    def fail(batch):
+        validate(batch)
+        if len(batch) == 1:
+            raise error
+
+    monkeypatch.setattr(readers, "_validate", fail)
+    *good, last = read_records(str(path), source())
+    assert [r.text for r in good] == [b"one", b"two"] and (last.record, last.reason) == (2, "unreadable file")
+    assert last.detail
+
+
+@quick
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=5))
+def test_few_changed_bytes_of_an_arrow_file(tmp_path, changes):
+    path = tmp_path / "a.arrow"
+    texts = [f"text {i}" for i in range(8)]
+    data = bytearray(ipc(pa.table({"text": texts, "m": pa.array([[t] for t in texts]), "d": texts})))
+    for where, byte in changes:
+        data[int(where * len(data))] = byte
+    path.write_bytes(data)
+    found = list(read_records(str(path), source()))
+    assert [r.record for r in found] == list(range(len(found)))
+
+
+FAR = {
+    "timestamp": (pa.array([2**62, 0], pa.timestamp("us")), str(2**62), "1970-01-01 00:00:00"),
+    "zone": (pa.array([2**62, 0], pa.timestamp("us", tz="UTC")), "17036-07-06", "1970-01-01 00:00:00+00:00"),
+    "unknown zone": (pa.array([0, 0], pa.timestamp("us", tz="No/Where")), "1970-", "1970-01-01 00:00:00.000000Z"),
+    "date32": (pa.array([2**31 - 1, 0], pa.date32()), str(2**31 - 1), "1970-01-01"),
+    "date64": (pa.array([2**60, 0], pa.date64()), str(2**60), "1970-01-01"),
+    "duration": (pa.array([2**62, 0], pa.duration("s")), str(2**62), "0:00:00"),
+}
+
+
+@pytest.mark.parametrize("kind", FAR)
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_values_that_python_cannot_hold_become_strings(tmp_path, kind, suffix):
+    column, far, near = FAR[kind]
+    table = pa.table({"text": ["one", "two"], "when": column})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        path.write_bytes(ipc(table))
+    first, second = read_records(str(path), source())
+    assert (first.text, second.text) == (b"one", b"two")
+    if suffix == "arrow" or kind != "date64":  # Parquet's dates have 32 bits
+        assert far in json.loads(first.meta)["when"]
+    assert json.loads(second.meta) == {"when": near}
+
+
+def test_value_that_not_even_a_string_holds(tmp_path):
+    path = tmp_path / "a.arrow"
+    whens = pa.array([[0], [2**62], [0]], pa.list_(pa.timestamp("us")))
+    path.write_bytes(ipc(pa.table({"text": ["one", "two", "three"], "whens": whens})))
+    first, second, third = read_records(str(path), source())
+    assert (first.text, third.text, third.record) == (b"one", b"three", 2)
+    assert (second.record, second.reason) == (1, "unreadable value") and "'whens'" in second.detail
 
 
 def test_bad_rows_of_a_columnar_file(tmp_path):
