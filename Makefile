@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python jobs/pipeline.py configs/demo.yaml --root $(abspath $(ROOT))
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m 'not soak' $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not soak' $(TESTS)
 
 soak: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m soak $(TESTS)

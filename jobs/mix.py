@@ -31,7 +31,7 @@ from mixer.plan import Plan
 from mixer.planner import make_plan
 from mixer.shards import StageInfo
 
-VERSION = 1
+VERSION = 2
 BEAT_SECONDS = 5.0
 
 

@@ -31,8 +31,7 @@ def pack_window(drawn: pa.Table, info: StageInfo, long_documents: str, seed: int
     tokens_in = packed + truncated + dropped, and sequences x context = packed + padding.
     """
     data, offsets = array_buffers(drawn["ids"])
-    order, doc, copy = (drawn[name].to_numpy() for name in ("order", "doc", "copy"))
-    item = np.lexsort((copy, doc, order))
+    item = np.lexsort([drawn[name].to_numpy() for name in ("copy", "offset", "doc", "order")])
     width = info.dtype.itemsize
     begins, lengths = offsets[:-1][item] // width, np.diff(offsets)[item] // width
     pieces, place, length = _pieces(lengths, info.context, long_documents)
@@ -48,7 +47,7 @@ def pack_window(drawn: pa.Table, info: StageInfo, long_documents: str, seed: int
 
     segments = np.zeros(len(pieces), SEGMENT)
     segments["sequence"] = rank[bin_][by_row]
-    segments["length"], segments["offset"] = length, place
+    segments["length"], segments["offset"] = length, drawn["offset"].to_numpy()[item[pieces]] + place
     before = np.cumsum(length) - length
     segments["start"] = before - before[np.searchsorted(segments["sequence"], segments["sequence"])]
     for name in ("doc", "copy", "source", "tier", "length_class"):

@@ -56,7 +56,7 @@ class ShardLog:
                 self._ends = np.cumsum(end["shard_sequences"], dtype=np.int64).tolist()
         return self._ended
 
-    def wait(self, sequences: int, timeout: float = 300.0) -> int:
+    def wait(self, sequences: int, timeout: float = 60.0) -> int:
         """Block until `sequences` are committed in order, or the stage has ended; return how many there are.
 
         timeout: seconds the packer's heartbeat may stand still. It is watched for change, not compared with this

@@ -78,26 +78,30 @@ def test_planted_duplicates_and_bad_lines_are_found(done):
 
 def test_shards_hold_the_documents_tokens_in_planned_shares(done):
     config = load(small.write_config(done))
-    texts = {}
+    documents = {}
     with Engine(config.root, 0) as engine:
-        for p in corpus.partitions(engine, config):
-            table = read_table(p.documents)
-            texts |= dict(zip(table["doc"].to_pylist(), table["text"].to_pylist(), strict=True))
         coder = tokenizer.load(tokens.build_tokenizer(engine, config)[0], config.tokens)
+        for p, commit in zip(corpus.partitions(engine, config), tokens.build(engine, config), strict=True):
+            texts, encoded = read_table(p.documents), read_table(commit.path("tokens"))
+            for doc, text, ids in zip(texts["doc"], texts["text"], encoded["ids"], strict=True):
+                documents[doc.as_py()] = np.frombuffer(ids.as_py(), np.uint16)
+                assert coder.decode(documents[doc.as_py()][:-1]) == text.as_py()
         stages = mix.prepare(engine, config).stages
+    longest = max(s.info.context for s in stages)
     trained, held_out = set(), set()
     for stage in stages:
         log = ShardLog(stage.directory)
         total = log.wait(1 << 60)
         batch = log.read(0, total)
-        pieces: dict[tuple, dict] = {}
+        drawn: dict[tuple[int, int], int] = {}
         for s in batch.segments:
+            doc, offset = int(s["doc"]), int(s["offset"])
             ids = batch.tokens[s["sequence"], s["start"] : s["start"] + s["length"]]
-            pieces.setdefault((int(s["doc"]), int(s["copy"])), {})[int(s["offset"])] = ids
-            (held_out if stage.info.stage == "held-out" else trained).add(int(s["doc"]))
-        for (doc, _), parts in pieces.items():
-            ids = np.concatenate([parts[offset] for offset in sorted(parts)])
-            assert ids[-1] == log.stage.eos and coder.decode(ids[:-1]) == texts[doc]
+            assert np.array_equal(ids, documents[doc][offset : offset + len(ids)])
+            drawn[doc, int(s["copy"])] = drawn.get((doc, int(s["copy"])), 0) + len(ids)
+            (held_out if stage.info.stage == "held-out" else trained).add(doc)
+        for (doc, _), count in drawn.items():
+            assert count == len(documents[doc]) or len(documents[doc]) > longest
         end = storage.read_json(storage.join(stage.directory, "end.json"))
         if stage.info.stage == "longer":
             packed = dict.fromkeys(log.stage.classes, 0)

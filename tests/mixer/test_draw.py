@@ -17,7 +17,7 @@ from tests.mixer.corpus import config, corpus, drawn, partition, planned
 PARTS = corpus()
 STAGES = (
     {"tokens": 60_000},
-    {"tokens": 20_000, "shares": {"short": 0.1, "medium": 0.4, "long": 0.5}},
+    {"tokens": 20_000, "context": 160, "shares": {"short": 0.1, "medium": 0.4, "long": 0.5}},
     {"tokens": 15_000, "shares": {"short": 0.2, "medium": 0.2, "long": 0.6}},
 )
 
@@ -36,13 +36,13 @@ def test_caps_and_planned_tokens(seed, amounts):
     for inventory in inventories:
         for row in inventory.to_pylist():
             key = (row["source"], row["tier"], row["length_class"])
-            longest[key] = max(longest[key], row["n_tokens"])
+            longest[key] = max(longest[key], min(row["n_tokens"], 256))  # 256: the longest context
     for stage in plan.stages:
         items = drawn(PARTS, inventories, plan, stage.name)
         tokens = Counter()
         for row in items.to_pylist():
-            copies.setdefault(row["doc"], []).append(row["copy"])
-            tiers[row["doc"]] = TIERS[row["tier"]]
+            copies.setdefault((row["doc"], row["offset"]), []).append(row["copy"])
+            tiers[row["doc"], row["offset"]] = TIERS[row["tier"]]
             tokens[plan.sources[row["source"]], row["tier"], row["length_class"]] += len(row["ids"]) // 2
         for cell in stage.cells:
             key = (cell.source, TIERS.index(cell.tier), ("short", "medium", "long").index(cell.length_class))
@@ -102,7 +102,7 @@ def test_the_draw_does_not_depend_on_how_the_corpus_is_cut():
             for i, p in zip(inventories, PARTS, strict=True)
             for a in range(0, 400, 70)
         ]
-        keys = [("order", "ascending"), ("doc", "ascending"), ("copy", "ascending")]
+        keys = [(name, "ascending") for name in ("order", "doc", "offset", "copy")]
         assert whole.schema == DRAWN
         assert pa.concat_tables(cut).sort_by(keys).equals(whole.sort_by(keys))
 
@@ -110,7 +110,8 @@ def test_the_draw_does_not_depend_on_how_the_corpus_is_cut():
 def test_held_out_documents_are_drawn_once_and_never_for_training():
     mix = config(*STAGES, held_out={"fraction": 0.1, "tokens": 10**9})
     inventories, plan = planned(PARTS, mix)
-    held_out = drawn(PARTS, inventories, plan, "held-out")["doc"].to_pylist()
+    items = drawn(PARTS, inventories, plan, "held-out")
+    held_out = items.filter(pc.equal(items["offset"], 0))["doc"].to_pylist()
     expected = [
         d for i in inventories for d, h in zip(i["doc"].to_pylist(), i["held_out"].to_pylist(), strict=True) if h
     ]
@@ -123,7 +124,8 @@ def test_the_ids_are_the_documents_own():
     inventories, plan = planned(PARTS, config(*STAGES))
     for row in drawn(PARTS, inventories, plan, "s1").to_pylist():
         file, record = divmod(row["doc"], 1 << 40)
-        assert row["ids"] == PARTS[file].tokens["ids"][record].as_py()
+        whole = PARTS[file].tokens["ids"][record].as_py()
+        assert row["offset"] % 256 == 0 and row["ids"] == whole[2 * row["offset"] : 2 * (row["offset"] + 256)]
 
 
 def test_tables_that_do_not_belong_together_are_refused():

@@ -29,8 +29,8 @@ def items(lengths, dtype="uint16", window=0):
     rng = np.random.default_rng(n)
     ids = [(1000 * d + np.arange(length)).astype(dtype).tobytes() for d, length in enumerate(lengths)]
     columns = [
-        np.full(n, window), rng.integers(0, n + 1, n), np.arange(n), rng.integers(0, 3, n), np.arange(n) % 2,
-        np.arange(n) % 3, np.arange(n) % 3,
+        np.full(n, window), rng.integers(0, n + 1, n), np.arange(n), 50 * (np.arange(n) % 2), rng.integers(0, 3, n),
+        np.arange(n) % 2, np.arange(n) % 3, np.arange(n) % 3,
     ]  # fmt: skip
     arrays = [pa.array(c).cast(f.type) for c, f in zip(columns, DRAWN, strict=False)]
     return pa.table([*arrays, pa.array(ids, pa.large_binary())], schema=DRAWN)
@@ -55,6 +55,7 @@ def test_every_token_is_where_its_segment_says(lengths, context, policy, dtype, 
     by_doc = drawn.drop_columns("ids").to_pylist()
     for s in segments:
         here = tokens[s["sequence"], s["start"] : s["start"] + s["length"]]
+        s["offset"] -= 50 * (s["doc"] % 2)  # where the item begins in its document
         first = 1000 * int(s["doc"]) + int(s["offset"])
         assert np.array_equal(here, (first + np.arange(s["length"])).astype(dtype))
         covered[s["sequence"], s["start"] : s["start"] + s["length"]] += 1
@@ -77,6 +78,8 @@ def test_every_token_is_where_its_segment_says(lengths, context, policy, dtype, 
     assert counts["sequences"] * context == counts["packed"] + counts["padding"]
     assert counts["packed"] == covered.sum() == sum(cell["tokens"] for cell in counts["cells"])
 
+    packed = pack_window(drawn, info(context, dtype), policy, seed=1)
+    segments = packed.segments
     order = list(range(len(lengths)))
     random.shuffle(order)
     again = pack_window(drawn.take(pa.array(order, pa.int64())), info(context, dtype), policy, seed=1)
