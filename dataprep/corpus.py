@@ -42,7 +42,7 @@ ROW_GROUP_ROWS = 1 << 16
 
 
 def build_group(out: Attempt, entries: list[Entry], source: SourceConfig, config: CorpusConfig) -> dict[str, Any]:
-    """Read the files of one group into `documents-000`, `documents-001`, ... and, if need be, `quarantine`.
+    """Read the files of one group into `documents-00000`, `documents-00001`, ... and, if need be, `quarantine`.
 
     Returns the aggregates: documents and bytes (UTF-8 text) by source, quarantined by source and reason.
     UserError where a file is no longer the one that was listed.
@@ -52,7 +52,7 @@ def build_group(out: Attempt, entries: list[Entry], source: SourceConfig, config
     bad: dict[str, Counter[str]] = {}
     with (
         _writer(out, "quarantine", QUARANTINE, config.zstd_level) as quarantine,
-        _writer(out, "documents-{:03}", DOCUMENTS, config.zstd_level, config.partition_mb * 1e6) as documents,
+        _writer(out, "documents-{:05}", DOCUMENTS, config.zstd_level, config.partition_mb * 1e6) as documents,
     ):
         for entry in entries:
             _check(entry)

@@ -10,6 +10,7 @@ import errno
 import glob
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ import xxhash
 
 COMMIT = ".commit.json"
 TEMPORARY = ".tmp-"
+NAMED = re.compile(r"\.([0-9a-f]{12})\.[a-z.]+$")  # the checksum in the name of an attempt's file
 
 
 class UserError(Exception):
@@ -33,6 +35,13 @@ class UserError(Exception):
 
 def is_local(path: str) -> bool:
     return "://" not in path or path.startswith("file://")
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute, `~` and `file://` resolved; a URL as it is. Without a slash at its end."""
+    if is_local(path):
+        path = os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    return path.rstrip("/")
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -50,16 +59,22 @@ def exists(path: str) -> bool:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that match a path, directory or glob pattern, sorted; with the URL's scheme kept."""
+    """The files that match a path, directory or glob pattern, sorted; with the URL's scheme kept.
+
+    A pattern that is itself the name of a file or directory means that one.
+    """
     if is_local(pattern):
         pattern = os.path.abspath(pattern.removeprefix("file://"))
         if Path(pattern).is_dir():
             pattern = join(glob.escape(pattern), "**")
-        found = glob.glob(pattern, recursive=True) if glob.has_magic(pattern) else [pattern]
+        found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
         return sorted(f for f in found if Path(f).is_file())
     fs, name = filesystem(pattern)
-    if not glob.has_magic(pattern) and fs.isdir(name):
+    literal = not glob.has_magic(pattern) or fs.exists(name)
+    if literal and fs.isdir(name):
         found = fs.find(name)
+    elif literal:
+        found = [name] if fs.isfile(name) else []
     else:
         found = [f for f in fs.glob(name) if fs.isfile(f)]
     return sorted(fs.unstrip_protocol(f) for f in found)
@@ -71,11 +86,13 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_json(path: str) -> Any:
-    """The JSON value in a file, or None where there is no such file."""
+    """The JSON value in a file, or None where there is no such file. UserError where it is no JSON."""
     try:
         return json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise UserError(f"{path} is damaged: no JSON any more; remove it and run the same command again") from None
 
 
 def open_file(path: str) -> BinaryIO:
@@ -136,6 +153,16 @@ def write_json(path: str, value: Any) -> None:
     write_bytes(path, json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n")
 
 
+def ensure_json(path: str, value: Any) -> None:
+    """Write a JSON file unless it holds just this value already."""
+    try:
+        there = read_json(path)
+    except UserError:
+        there = None
+    if there is None or canonical_json(there) != canonical_json(value):
+        write_json(path, value)
+
+
 def fingerprint(value: Any) -> str:
     """32 hexadecimal digits that stand for a JSON value."""
     return xxhash.xxh3_128_hexdigest(canonical_json(value))
@@ -163,7 +190,7 @@ def sizes(directory: str) -> dict[str, int]:
 def checksum(path: str) -> str:
     """The xxh3-128 of a local file's bytes, in hexadecimal."""
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with open(path.removeprefix("file://"), "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -203,8 +230,12 @@ class Commit:
 
     @classmethod
     def load(cls, directory: str, key: str) -> "Commit | None":
-        value = read_json(join(directory, key + COMMIT))
-        return None if value is None else cls(**value, directory=directory)
+        """The commit of a partition; None where there is none, or a damaged one: then the partition is made again."""
+        try:
+            value = read_json(join(directory, key + COMMIT))
+            return None if value is None else cls(**value, directory=directory)
+        except (UserError, TypeError):
+            return None
 
 
 class Attempt:
@@ -261,7 +292,8 @@ class Attempt:
 
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet or Arrow IPC file as a table."""
+    """A Parquet or Arrow IPC file as a table. UserError where it is not the file that was committed."""
+    check(path)
     with arrow_file(path) as file:
         if path.endswith(".parquet"):
             return pq.read_table(file, columns=columns)
@@ -270,6 +302,12 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
         wanted = [pa.ipc.open_file(file).schema.get_field_index(name) for name in columns]
         table = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted)).read_all()
     return table.select(columns)  # in the order asked for
+
+
+def check(path: str) -> None:
+    """Compare a local file of ours with the checksum in its name. (An object store keeps its own.)"""
+    if (named := NAMED.search(path)) and is_local(path) and not checksum(path).startswith(named[1]):
+        raise UserError(f"{path} is damaged: its checksum differs; remove it and run the same command again")
 
 
 def explain_os_error(error: OSError) -> UserError | None:

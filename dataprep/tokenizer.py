@@ -2,15 +2,19 @@
 
 Text is text: a control token's name that occurs in a document ("<|endoftext|>") is encoded as the characters it
 consists of. Control tokens come from here alone: EOS behind every document and, if wanted, BOS before it.
+
+Byte-level BPE is encoded by `dataprep.byte_level`, any other tokeniser by its own library. The ids are the library's.
 """
 
 import functools
+import itertools
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sentencepiece import SentencePieceProcessor
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from dataprep.byte_level import ByteLevelBPE
+from dataprep.pretokenizer import Unsupported
 from dataprep.storage import UserError, array_buffers, arrow_file, binary_array, fingerprint, read_bytes
 from kernels.words import mix
 
@@ -36,7 +42,7 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PIECE = 1 << 20  # bytes of text that a tokeniser gets as one string: it takes 150 times as much memory
+PIECE = 1 << 20  # bytes of text that a library gets as one string: it takes 150 times as much memory
 BLOCK = 4 << 20  # bytes of text in one call
 SAMPLED_PARTITIONS = 1000
 
@@ -124,7 +130,7 @@ def cuts(data: bytes | memoryview, start: int, end: int) -> Iterator[tuple[int, 
     """Pieces (start, end) of UTF-8 data[start:end], each at most PIECE bytes; at least one, though it be empty.
 
     A cut lies, best first, behind a line break between visible characters, before a space between them, between any two
-    characters. At the first two, byte-level tokenisers cut anyway, so the ids are those of the whole text; a
+    characters. At the first two nearly all tokenisers cut anyway, so that the ids are those of the whole text; a
     SentencePiece model may begin a piece with one more `▁`.
     """
     while end - start > PIECE:
@@ -152,6 +158,7 @@ class Backend:
     token_id: Callable[[str], int | None]
     vocab_size: int  # highest id + 1
     control: tuple[str, ...]  # names of the control tokens
+    fast: ByteLevelBPE | None = None  # encodes instead, to the same ids
 
 
 class Tokenizer:
@@ -189,51 +196,46 @@ class Tokenizer:
     def encode(self, texts: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """(ids of `dtype`, offsets int64, one more than texts) of a large_string column; each text ends with EOS.
 
-        Runs on one thread; needs memory for the ids and some 200 MB, however long a text is.
+        Runs on one thread; needs memory for the ids and some 200 MB. The library gets long texts in pieces.
         """
         data, offsets = array_buffers(texts)
-        lengths = np.zeros(len(offsets), np.int64)
-        blocks = [np.zeros(0, self.dtype)]
-        for pieces in _blocks(data.data, offsets):
-            ids: list[int] = []
-            for piece, found in zip(pieces, self._backend.encode([p.text for p in pieces]), strict=True):
-                before = len(ids)
-                if piece.first and self.bos is not None:
-                    ids.append(self.bos)
-                ids += found
-                if piece.last:
-                    ids.append(self.eos)
-                lengths[piece.row + 1] += len(ids) - before
-            blocks.append(np.array(ids, self.dtype))
-        return np.concatenate(blocks), np.cumsum(lengths)
+        encode = self._encode_by_library if self._backend.fast is None else self._backend.fast.encode
+        blocks, lengths = [np.zeros(0, self.dtype)], [np.zeros(1, np.int64)]
+        for rows in _rows(offsets):
+            ids, ends = encode(data, offsets[rows.start : rows.stop + 1])
+            if self.bos is None:
+                control, places = [self.eos], ends[1:]
+            else:
+                control = [self.bos, self.eos]
+                places = np.stack([ends[:-1], ends[1:]], 1).ravel()
+            blocks.append(np.insert(ids.astype(self.dtype), places, np.resize(control, len(places))))
+            lengths.append(np.diff(ends) + len(control))
+        return np.concatenate(blocks), np.cumsum(np.concatenate(lengths))
+
+    def _encode_by_library(self, data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, texts = [], []
+        for row, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
+            for a, b in cuts(data.data, start, end):
+                rows.append(row)
+                texts.append(str(data.data[a:b], "utf-8", "replace"))
+        found = self._backend.encode(texts)
+        ends = np.zeros(len(offsets), np.int64)
+        np.add.at(ends, np.array(rows) + 1, [len(ids) for ids in found])
+        return np.fromiter(itertools.chain.from_iterable(found), np.int64), np.cumsum(ends)
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids, control tokens by their names."""
         return self._backend.decode(ids.tolist())
 
 
-class Piece(NamedTuple):
-    """A text, or a part of it that a tokeniser can take at once."""
-
-    row: int
-    text: str
-    first: bool
-    last: bool
-
-
-def _blocks(data: memoryview, offsets: np.ndarray) -> Iterator[list[Piece]]:
-    """The pieces of all texts, in lists of about BLOCK bytes."""
-    pieces: list[Piece] = []
-    size = 0
-    for row, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
-        for a, b in cuts(data, start, end):
-            pieces.append(Piece(row, str(data[a:b], "utf-8"), a == start, b == end))
-            size += b - a
-            if size >= BLOCK:
-                yield pieces
-                pieces, size = [], 0
-    if pieces:
-        yield pieces
+def _rows(offsets: np.ndarray) -> Iterator[range]:
+    """Consecutive texts of about BLOCK bytes."""
+    start = 0
+    while start < len(offsets) - 1:
+        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + BLOCK)))
+        stop = min(stop, len(offsets) - 1)
+        yield range(start, stop)
+        start = stop
 
 
 def load(path: str, config: TokensConfig) -> Tokenizer:
@@ -263,6 +265,12 @@ def _huggingface(data: bytes, config: TokensConfig) -> Backend:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # that is, as any other text
 
+    fast = None
+    try:
+        fast = ByteLevelBPE(description, tokenizer.get_added_tokens_decoder())
+    except Unsupported as reason:
+        logging.getLogger(__name__).warning("the tokeniser is encoded with the library tokenizers: %s", reason)
+
     def encode(texts: list[str]) -> list[list[int]]:
         return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -272,12 +280,14 @@ def _huggingface(data: bytes, config: TokensConfig) -> Backend:
         token_id=tokenizer.token_to_id,
         vocab_size=max(tokenizer.get_vocab().values()) + 1,  # ids may have gaps
         control=tuple(t.content for t in tokenizer.get_added_tokens_decoder().values() if t.special),
+        fast=fast,
     )
 
 
 def _sentencepiece(data: bytes) -> Backend:
     processor = SentencePieceProcessor()
     processor.LoadFromSerializedProto(data)
+    logging.getLogger(__name__).warning("the tokeniser is encoded with the library sentencepiece: it is of that kind")
 
     def token_id(name: str) -> int | None:
         token = processor.PieceToId(name)

@@ -5,7 +5,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from dataprep import storage
@@ -40,15 +39,14 @@ def main(job: Any, argv: list[str]) -> int:
 
 def start(job: Any, arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load(arguments.config, overrides)
-    root = config.root
-    if storage.is_local(root) and not Path(root).expanduser().is_absolute():
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-            raise UserError(
-                f"root = {root!r}: a submitted job runs in a temporary copy of the checkout, which is deleted; "
-                "give --root an absolute path or a URL"
-            )
-        root = str(Path(root).expanduser().absolute())
-    config = config.model_copy(update={"root": root.rstrip("/")})
+    root = storage.absolute(config.root)
+    relative = storage.is_local(root) and not config.root.startswith(("/", "~", "file://"))
+    if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise UserError(
+            f"root = {config.root!r}: a submitted job runs in a temporary copy of the checkout, which is deleted; "
+            "give --root an absolute path or a URL"
+        )
+    config = config.model_copy(update={"root": root})
     with Engine(config.root, config.workers, arguments.dry_run) as engine:
         try:
             job.main(engine, config, arguments)

@@ -4,8 +4,8 @@ import difflib
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from dataprep import storage
 from dataprep.config import CorpusConfig
@@ -22,7 +22,9 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    formats: tuple[Literal["parquet", "jsonl.zst", "megatron"], ...] = Field(("parquet",), description="one or more")
+    formats: tuple[Literal["parquet", "jsonl.zst", "megatron"], ...] = Field(
+        ("parquet",), min_length=1, description="one or more"
+    )
     attributes: tuple[str, ...] = Field(("tier", "score", "n_tokens"), description="columns to write beside the text")
 
 
@@ -31,7 +33,7 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
 
-    root: str = Field(description="directory or URL where all outputs lie (absolute for a submitted job)")
+    root: str = Field(min_length=1, description="directory or URL where all outputs lie (absolute for a submitted job)")
     workers: int | None = Field(None, ge=0, description="tasks at once; null = every CPU; 0 = this process, no Ray")
     corpus: CorpusConfig = Field(description="what to read")
     dedup: DedupConfig = Field(default_factory=DedupConfig, description="exact and near duplicates")
@@ -40,6 +42,20 @@ class Config(BaseSettings):
     mix: MixConfig = Field(description="the curriculum: stages, tiers, shards")
     train: TrainConfig = Field(default_factory=TrainConfig, description="model and training")
     export: ExportConfig = Field(default_factory=ExportConfig, description="the cleaned corpus, for others")
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Config":
+        """A misspelt name would silently mean other rules, another keeper or another schedule."""
+        sources = [label for source in self.corpus.sources for label in source.labels]
+        stages = [stage.name for stage in self.mix.stages]
+        for key, names, known in (
+            ("quality.by_source", self.quality.by_source, sources),
+            ("dedup.source_priority", self.dedup.source_priority, sources),
+            ("train.stages", self.train.stages, stages),
+        ):
+            if unknown := sorted(set(names) - set(known)):
+                raise ValueError(f"{key} names {', '.join(unknown)}; there are {', '.join(known)}")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -61,19 +77,21 @@ def load(path: str, overrides: list[str] | None = None) -> Config:
         raise UserError(f"no configuration file {path}") from None
     except OSError as error:
         raise storage.explain_os_error(error) or UserError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path} must hold a mapping with the sections {', '.join(Config.model_fields)}")
     try:
         return Config(_cli_parse_args=overrides or [], _cli_prog_name="CONFIG.yaml", **values)
     except ValidationError as error:
         raise UserError("\n".join(explain(e, path) for e in error.errors())) from None
+    except SettingsError as error:
+        raise UserError(f"the command line: {error}; a list or mapping is written as JSON or YAML flow") from None
 
 
 def explain(error: Any, path: str) -> str:
     """One line for one mistake: the key, the value, what would be right."""
-    key = ".".join(str(part) for part in error["loc"])
+    key = ".".join(str(part) for part in error["loc"]) or "configuration"
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), _keys(error["loc"][:-1]), 1, 0.5)
         return f"{path}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")

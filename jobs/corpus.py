@@ -11,7 +11,7 @@ from typing import Any
 from dataprep import manifest
 from dataprep.config import CorpusConfig, SourceConfig
 from dataprep.corpus import build_group
-from dataprep.storage import Attempt, Commit, fingerprint, join
+from dataprep.storage import Attempt, Commit, UserError, fingerprint, join
 from jobs.config import Config
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
@@ -39,16 +39,20 @@ def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the corpus up to date. One commit per group of input files."""
     corpus = config.corpus
     path = join(engine.root, "manifest.jsonl")
-    before = manifest.load(path)
-    entries, active = manifest.update(before, manifest.list_inputs(corpus), corpus.group_mb * 1e6)
+    before, inputs = manifest.load(path), manifest.list_inputs(corpus)
+    if inside := [i.path for i in inputs if i.path.startswith(engine.root + "/")]:
+        raise UserError(
+            f"{inside[0]} of source {inputs[0].source} lies in the outputs' root {engine.root}; keep them apart"
+        )
+    entries, active = manifest.update(before, inputs, corpus.group_mb * 1e6)
     if entries != before and not engine.dry_run:
         manifest.save(path, entries)
     tasks = []
     for number, members in sorted(manifest.groups(active).items()):
         source = corpus.source(members[0].source)
         content = source.model_dump(mode="json", exclude=NOT_CONTENT)
-        inputs = {f"{e.file}": e.version for e in members} | {"source": fingerprint(content)}
-        tasks.append(Task(f"{number:05d}", inputs, (members, source, corpus), sum(e.bytes for e in members)))
+        versions = {f"{e.file}": e.version for e in members} | {"source": fingerprint(content)}
+        tasks.append(Task(f"{number:05d}", versions, (members, source, corpus), sum(e.bytes for e in members)))
     step = Step("corpus", VERSION, {"partition_mb": corpus.partition_mb, "zstd_level": corpus.zstd_level})
     return engine.map(step, make_group, tasks)
 
@@ -59,8 +63,8 @@ def make_group(out: Attempt, entries: list[manifest.Entry], source: SourceConfig
 
 @once_per_run
 def partitions(engine: Engine, config: Config) -> list[Partition]:
-    """The corpus as its partitions, in document order."""
-    return [
+    """The corpus as its partitions, in document order. UserError where there is not one document."""
+    found = [
         Partition(
             f"{c.key}-{name.removeprefix('documents-')}", c.path(name), c.files[name]["xxh3"], c.files[name]["bytes"]
         )
@@ -68,6 +72,13 @@ def partitions(engine: Engine, config: Config) -> list[Partition]:
         for name in sorted(c.files)
         if name.startswith("documents-")
     ]
+    if not found and not engine.dry_run:
+        bad = sum(n for reasons in totals(build(engine, config), "quarantined").values() for n in reasons.values())
+        raise UserError(
+            f"the corpus has no documents; {bad} records are in quarantine, with reasons (corpus-*/*.quarantine.*): "
+            "look there, and at corpus.sources"
+        )
+    return found
 
 
 def totals(commits: list[Commit], name: str) -> dict[str, Any]:

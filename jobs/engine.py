@@ -26,7 +26,7 @@ from dataprep.storage import Attempt, Commit, UserError
 from jobs.progress import Progress, say
 
 CHECKOUT = str(Path(__file__).resolve().parent.parent)
-OURS = re.compile(r"\.commit\.json$|^\.tmp-|\.[0-9a-f]{12}\.[a-z.]+$")
+OURS = re.compile(rf"\.commit\.json$|^\.tmp-|{storage.NAMED.pattern}")
 
 
 class DryRunEnd(Exception):
@@ -162,6 +162,10 @@ class Engine:
         if self.missing(directory, outputs) and not self.dry_run:
             regroup(self, step.name, directory, cut, tasks, ranges, reduce, outputs)
         commits = self.complete(step.name, directory, reduce, outputs)
+        if not self.dry_run:
+            storage.remove(
+                storage.join(directory, "slices")
+            )  # here, not only after a regroup: a kill may have come between
         self.publish(step)
         return commits
 
@@ -223,12 +227,8 @@ class Engine:
         directory = step.directory(self.root)
         about = {"name": step.name, "version": step.version, "config": step.config}
         pointer = {"directory": directory.removeprefix(self.root + "/")}
-        for path, value in (
-            (storage.join(directory, "step.json"), about),
-            (storage.join(self.root, "latest", f"{step.name}.json"), pointer),
-        ):
-            if storage.read_json(path) != value:
-                storage.write_json(path, value)
+        storage.ensure_json(storage.join(directory, "step.json"), about)
+        storage.ensure_json(storage.join(self.root, "latest", f"{step.name}.json"), pointer)
 
     def _check_writable(self, directory: str) -> None:
         if storage.is_local(directory):

@@ -103,7 +103,7 @@ def regroup(
     reduce: Callable,
     outputs: Sequence["Task"],
 ) -> None:
-    """Cut, re-cut as often as needed, reduce into `outputs`; then remove the slices."""
+    """Cut, re-cut as often as needed, reduce into `outputs`. The slices stay: the engine removes them."""
     from jobs.engine import Task
 
     total = sum(t.bytes for t in tasks)
@@ -132,4 +132,3 @@ def regroup(
         files = made
     final = [Task(t.key, t.inputs, (reduce, files[r], t.args), t.bytes) for r, t in enumerate(outputs)]
     engine.complete(name, directory, reduce_range, final)
-    storage.remove(slices)

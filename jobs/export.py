@@ -30,8 +30,7 @@ def build(engine: Engine, config: Config) -> list[Commit]:
     export = config.export
     commits = [dedup.build(engine, config), quality.build(engine, config), tokens.build(engine, config)]
     exclude = config.mix.exclude
-    Exclude.load(exclude)
-    excluded = storage.fingerprint(storage.read_bytes(exclude).decode(errors="replace")) if exclude else ""
+    excluded = storage.fingerprint(Exclude.load(exclude).ids.to_pylist())
     tasks = []
     for p, *attributes in zip(corpus.partitions(engine, config), *commits, strict=True):
         paths = [c.path(name) for c, name in zip(attributes, ("dedup", "quality", "tokens"), strict=True)]
@@ -47,7 +46,7 @@ def export_partition(
     tables = [read_table(p) for p in attributes]
     keep = pc.and_(tables[0]["keep"], pa.array(~Exclude.load(exclude).matches(documents)))
     documents = documents.select(DOCUMENT)
-    for name in wanted:
+    for name in dict.fromkeys(wanted):
         documents = documents.append_column(name, _column(tables, name))
     documents = documents.filter(keep)
     if "parquet" in formats:
@@ -64,10 +63,10 @@ def export_partition(
 
 
 def _column(tables: list[pa.Table], name: str) -> pa.ChunkedArray:
-    for table in tables:
-        if name in table.column_names:
-            return table[name]
     known = sorted({c for t in tables for c in t.column_names} - {"doc", "ids"})
+    for table in tables:
+        if name in known and name in table.column_names:
+            return table[name]
     raise UserError(f"export.attributes: there is no attribute {name}; there are {', '.join(known)}")
 
 

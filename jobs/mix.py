@@ -8,7 +8,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -74,15 +74,19 @@ def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit
     about = mix.model_dump(mode="json", include={"thresholds", "seed"})
     about["held_out"] = mix.held_out.fraction
     about["stages"] = [[s.context, s.long_documents] for s in mix.stages]
-    excluded = storage.read_bytes(mix.exclude) if mix.exclude and storage.exists(mix.exclude) else b""
-    about["exclude"] = storage.fingerprint(excluded.decode(errors="replace")) if mix.exclude else None
+    lines = Exclude.load(mix.exclude).ids
+    about["exclude"] = storage.fingerprint(lines.to_pylist())
     tasks = []
     for p, verdict, score, encoded in zip(partitions, verdicts, scores, ids, strict=True):
         paths = (verdict.path("dedup"), score.path("quality"), encoded.path("tokens"))
         inputs = {"dedup": verdict.fingerprint, "quality": score.fingerprint, "tokens": encoded.fingerprint}
         tasks.append(p.task(*paths, mix, **inputs))
-    Exclude.load(mix.exclude)  # a missing file is told here, once, not by every task
-    return engine.map(Step("inventory", VERSION, about), take_partition, tasks), ids, tokenizer_print
+    inventories = engine.map(Step("inventory", VERSION, about), take_partition, tasks)
+    unused = set(lines.to_pylist()).difference(*(c.aggregates["exclude_lines"] for c in inventories))
+    if unused:
+        examples = ", ".join(sorted(unused)[:5])
+        say(f"warning: {len(unused):,} of {len(lines):,} lines of {mix.exclude} name no document: {examples}, ...")
+    return inventories, ids, tokenizer_print
 
 
 def take_partition(out: Attempt, documents: str, verdicts: str, scores: str, ids: str, mix: MixConfig) -> dict:
@@ -118,8 +122,7 @@ def prepare(engine: Engine, config: Config) -> Prepared:
         pack_step = Step(f"pack-{stage.name}", VERSION, {"plan": fingerprint, "stage": stage.name})
         directory = pack_step.directory(engine.root)
         if not engine.dry_run:
-            if not storage.exists(join(directory, "stage.json")):
-                info.save(directory)
+            info.save(directory)
             engine.publish(pack_step)
         stages.append(StageLog(pack_step, info, directory))
     places = (commit.path("plan"), commit.path("places"))
@@ -156,7 +159,7 @@ def load_plan(path: str, places: str) -> Plan:
 
 def pack_all(engine: Engine, prepared: Prepared) -> list[dict[str, Any]]:
     """Pack every stage, in order, telling those who follow that it is alive. Returns the stages' end.json."""
-    with alive([s for s in prepared.stages if not s.ended]):
+    with nullcontext() if engine.dry_run else alive([s for s in prepared.stages if not s.ended]):
         return [pack_stage(engine, prepared, stage) for stage in prepared.stages]
 
 
@@ -167,13 +170,12 @@ def pack_stage(engine: Engine, prepared: Prepared, stage: StageLog) -> dict[str,
     commits = engine.exchange(
         stage.step, draw_partition, cuts, windows, write_window, lambda r: (stage.info, policy, prepared.plan.seed)
     )
-    end = join(stage.directory, "end.json")
-    if not stage.ended:
-        shards.write_end(
-            stage.directory, [c.aggregates["sequences"] for c in commits], add_counts(c.aggregates for c in commits)
-        )
+    if engine.dry_run:
+        return storage.read_json(join(stage.directory, "end.json"))
+    sequences, totals = [c.aggregates["sequences"] for c in commits], add_counts(c.aggregates for c in commits)
+    end = shards.write_end(stage.directory, sequences, totals)
     storage.remove(stage.heartbeat)
-    return storage.read_json(end)
+    return end
 
 
 def draw_partition(inventory_path: str, ids: str, plan: str, places: str, stage: str) -> tuple[pa.Table, np.ndarray]:
@@ -226,7 +228,10 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     say(f"plan: {prepared.commit.path('plan')}")
     if arguments.plan_only:
         return
-    for stage, end in zip(prepared.stages, pack_all(engine, prepared), strict=True):
+    ends = pack_all(engine, prepared)
+    if engine.dry_run:
+        return
+    for stage, end in zip(prepared.stages, ends, strict=True):
         say(f"{stage.info.stage}: {end['sequences']:,} sequences of {stage.info.context:,} in {stage.directory}")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from dataprep import storage
 from dataprep.storage import UserError, join
+from jobs import mix
 from jobs.config import Config
 from jobs.engine import DryRunEnd, Engine
 from jobs.progress import say
@@ -79,6 +80,14 @@ def worker(arguments: dict[str, Any]) -> dict[str, Any] | str:
 def build(engine: Engine, config: Config) -> dict[str, Any]:
     """Train all stages of the curriculum that are not trained yet; what `trainer.loop.train` returns."""
     stages = [stage.name for stage in config.mix.stages]
+    if not storage.is_local(engine.root):
+        raise UserError(
+            f"root is {engine.root}: checkpoints need a file system that all workers share; give a local path"
+        )
+    if config.workers == 0 and config.train.workers > 1:
+        raise UserError(
+            f"workers: 0 trains in this process; set train.workers ({config.train.workers}) to 1, or workers"
+        )
     found = finished(config.train, engine.root, stages)
     if found is None and engine.dry_run:
         say("train: would run")
@@ -125,12 +134,8 @@ def following(root: str, stages: list[str]) -> Iterator[None]:
 
 def finished(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any] | None:
     """The result, if every stage is trained on the shards that are there now; needs neither Ray nor torch."""
-    logs = [storage.read_json(join(root, "latest", f"pack-{stage}.json")) for stage in stages]
-    if None in logs:
-        raise UserError(
-            f"{root} holds no shards of stage {stages[logs.index(None)]}; plan and pack them first (jobs/mix.py)"
-        )
-    plan = storage.read_json(join(root, logs[0]["directory"], "stage.json"))["plan"]
+    first = storage.read_json(join(root, "latest", f"pack-{stages[0]}.json"))
+    plan = storage.read_json(join(root, first["directory"], "stage.json"))["plan"]
     directory = join(root, f"train-{config.identity(plan)}")
     done = {stage: storage.read_json(join(directory, stage, "done.json")) for stage in stages}
     export = join(directory, stages[-1], "hf") if config.export else None
@@ -140,6 +145,7 @@ def finished(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any
 
 
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
+    mix.pack_all(engine, mix.prepare(engine, config))
     result = build(engine, config)
     for stage, done in result["stages"].items():
         speed = f"{done['tokens_per_second']:,.0f} tokens/s"

@@ -1,5 +1,6 @@
 """What one corpus partition offers: a table of the documents to draw from, and its sums for the planner."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,34 +14,48 @@ from mixer.config import CLASSES, HELD_OUT, TIERS, MixConfig
 from mixer.hashing import hashed
 
 BUCKETS = 1024
+DOC_LINE = re.compile(r"doc:[0-9]{1,20}")
+HASH_LINE = re.compile(r"[0-9a-fA-F]{32}")
 WITHIN = 64 - 10  # bits of the draw hash below the bucket's number
 
 
 @dataclass(frozen=True)
 class Exclude:
-    """The lines of the exclude file, as what each of them may mean."""
+    """The lines of the exclude file, each as the owner's id and as what else it may mean (null: nothing else).
 
-    docs: pa.Array
+    A line is an owner's id, a content hash (32 hexadecimal digits), or `doc:` and a document's number.
+    """
+
     ids: pa.Array
+    docs: pa.Array
     hashes: pa.Array
 
     @classmethod
     def load(cls, path: str | None) -> "Exclude":
+        """UserError where the file is missing or no text."""
         try:
-            lines = [line.strip() for line in read_bytes(path).decode().splitlines()] if path else []
+            text = read_bytes(path).decode("utf-8-sig") if path else ""
         except FileNotFoundError:
             raise UserError(f"mix.exclude: there is no file {path}; mend the path or set it to null") from None
-        lines = sorted({line for line in lines if line})
-        docs = [int(line) for line in lines if line.isascii() and line.isdigit() and int(line) < 1 << 64]
-        hashes = [bytes.fromhex(x) for x in lines if len(x) == 32 and set(x.lower()) <= set("0123456789abcdef")]
-        return cls(pa.array(docs, pa.uint64()), pa.array(lines, pa.string()), pa.array(hashes, pa.binary(16)))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"mix.exclude: {path} cannot be read as UTF-8 text ({error})") from None
+        lines = sorted({stripped for line in text.split("\n") if (stripped := line.strip())})
+        docs = [int(x[4:]) if DOC_LINE.fullmatch(x) and int(x[4:]) < 1 << 64 else None for x in lines]
+        hashes = [bytes.fromhex(x) if HASH_LINE.fullmatch(x) else None for x in lines]
+        return cls(pa.array(lines, pa.string()), pa.array(docs, pa.uint64()), pa.array(hashes, pa.binary(16)))
 
     def matches(self, documents: pa.Table) -> np.ndarray:
         """Which rows of a table with doc, id and content_hash a line names."""
-        by_doc = pc.is_in(documents["doc"], self.docs)
-        by_id = pc.is_in(documents["id"], self.ids)
-        by_hash = pc.is_in(documents["content_hash"], self.hashes)
-        return pc.or_(pc.or_(by_doc, by_id), by_hash).to_numpy()
+        found = [pc.is_in(documents[name], lines) for name, lines in self._columns()]
+        return pc.or_(pc.or_(*found[:2]), found[2]).to_numpy()
+
+    def used(self, documents: pa.Table) -> list[str]:
+        """The lines that name a row of this table."""
+        found = [pc.and_(pc.is_valid(x), pc.is_in(x, documents[name].combine_chunks())) for name, x in self._columns()]
+        return self.ids.filter(pc.or_(pc.or_(*found[:2]), found[2])).to_pylist()
+
+    def _columns(self) -> tuple[tuple[str, pa.Array], ...]:
+        return ("doc", self.docs), ("id", self.ids), ("content_hash", self.hashes)
 
 
 def draw_hash(seed: int, doc: np.ndarray) -> np.ndarray:
@@ -68,6 +83,7 @@ def take_inventory(
     n_tokens = tokens["n_tokens"].to_numpy()
     kept = dedup["keep"].to_numpy()
     excluded = exclude.matches(documents)
+    used = exclude.used(documents)
     bounds = [config.thresholds.medium, config.thresholds.long]
     cluster = dedup["cluster"].to_numpy()
     held_out = hashed(config.seed, HELD_OUT, cluster) < np.uint64(int(config.held_out.fraction * 2.0**64))
@@ -84,6 +100,7 @@ def take_inventory(
     ).filter(pa.array(kept & ~excluded))
     sums = {
         "documents": len(doc),
+        "exclude_lines": used,
         "tokens": int(n_tokens.sum(dtype=np.int64)),
         "cells": _cells(table, config),
         "removed": {

@@ -13,6 +13,9 @@ from mixer.hashing import hashed
 from mixer.shards import SEGMENT, StageInfo
 
 CELL = ("source", "tier", "length_class")
+COUNTS = (
+    "items", "items_over_context", "tokens_in", "packed", "truncated", "dropped", "padding", "sequences", "segments",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def pack_window(drawn: pa.Table, info: StageInfo, long_documents: str, seed: int
 
 def add_counts(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The counts of several windows as one."""
-    total: dict[str, Any] = {}
+    total: dict[str, Any] = dict.fromkeys(COUNTS, 0)
     cells: dict[tuple[str, ...], int] = {}
     for part in parts:
         for name, value in part.items():

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from dataprep.storage import Attempt, UserError, join, read_json, write_json
+from dataprep.storage import Attempt, UserError, ensure_json, join, read_json, write_json
 
 BATCH_TOKENS = 1 << 17
 SHARD = "shard"  # the logical name of a shard's one file in its commit
@@ -67,7 +67,7 @@ class StageInfo:
     heartbeat: str = "heartbeat.json"
 
     def save(self, directory: str) -> None:
-        write_json(join(directory, "stage.json"), asdict(self))
+        ensure_json(join(directory, "stage.json"), asdict(self))
 
     @classmethod
     def load(cls, directory: str) -> "StageInfo":
@@ -136,11 +136,12 @@ def checksums(tokens: np.ndarray, segments: np.ndarray) -> dict[str, str]:
     return {"xxh3": xxhash.xxh3_64_hexdigest(np.ascontiguousarray(tokens).data), "xxh3_segments": digest.hexdigest()}
 
 
-def write_end(directory: str, sequences: Iterable[int], totals: dict[str, Any]) -> None:
+def write_end(directory: str, sequences: Iterable[int], totals: dict[str, Any]) -> dict[str, Any]:
     """Write `end.json`: the stage is complete. sequences: of each shard, in order. totals: the stage's, for people."""
     counts = [int(n) for n in sequences]
     value = {"shards": len(counts), "sequences": sum(counts), "shard_sequences": counts, "totals": totals}
-    write_json(join(directory, "end.json"), value)
+    ensure_json(join(directory, "end.json"), value)
+    return value
 
 
 def beat(path: str) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from dataprep.storage import UserError, expand, join, read_bytes, read_json
+from dataprep.storage import UserError, expand, explain_os_error, join, read_bytes, read_json
 from mixer.reader import ShardLog
 from trainer.config import TrainConfig
-from trainer.loop import DONE, HELD_OUT, open_log, run_directory, train
+from trainer.loop import HELD_OUT, finished, local_root, open_log, run_directory, train
 from trainer.model import parameter_counts
 
 
@@ -28,13 +28,13 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="say what would be trained, and stop")
     arguments = parser.parse_args()
     try:
-        config, root = load(arguments.config, arguments.root)
-        stages = stages_up_to(root, arguments.stage)
-        directory = run_directory(config, root, open_log(root, arguments.stage).stage.plan)
+        config, root, names = load(arguments.config, arguments.root)
+        stages = stages_up_to(arguments.stage, names or packed_with(root, arguments.stage))
+        directory = run_directory(config, root, stages)
         if arguments.check:
             check(config, root, arguments.stage, directory)
             return
-        untrained = [s for s in stages[:-1] if not (directory / s / DONE).exists()]
+        untrained = [s for s in stages[:-1] if finished(directory / s) is None]
         if untrained:
             raise UserError(f"stage {arguments.stage} starts from stage {untrained[0]}; train that first")
         train(config, root, stages)
@@ -43,27 +43,36 @@ def main() -> None:
         sys.exit(1)
 
 
-def load(path: str, root: str | None) -> tuple[TrainConfig, str]:
+def load(path: str, root: str | None) -> tuple[TrainConfig, str, list[str]]:
+    """The section `train`, the root, and the names of `mix.stages` (none where a preset gives them)."""
     try:
         values = yaml.safe_load(read_bytes(path))
-        root = root or values["root"]
-        return TrainConfig(**values.get("train", {})), str(Path(root).expanduser().absolute())
+        root = local_root(root or values["root"])
+        names = [stage["name"] for stage in values.get("mix", {}).get("stages", [])]
+        return TrainConfig(**values.get("train", {})), root, names
     except FileNotFoundError:
         raise UserError(f"no configuration file {path}") from None
+    except OSError as error:
+        raise explain_os_error(error) or UserError(f"cannot read {path}: {error}") from error
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path} must be YAML with `root` and a section `train`") from None
+        raise UserError(f"{path} must be YAML with `root` and the sections `mix` and `train`") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in ("train", *first["loc"]))
         raise UserError(f"{path}: {key}: {first['msg']}, not {first['input']!r}") from None
 
 
-def stages_up_to(root: str, stage: str) -> list[str]:
-    """The packed stages in training order, `stage` the last."""
-    logs = [ShardLog(join(root, read_json(path)["directory"])) for path in expand(join(root, "latest", "pack-*.json"))]
-    names = [log.stage.stage for log in sorted(logs, key=lambda log: log.stage.index) if log.stage.stage != HELD_OUT]
+def packed_with(root: str, stage: str) -> list[str]:
+    """The stages that were packed for the same plan as this one, in training order."""
+    plan = open_log(root, stage).stage.plan
+    entries = [read_json(path) for path in expand(join(root, "latest", "pack-*.json"))]
+    infos = sorted((ShardLog(join(root, e["directory"])).stage for e in entries), key=lambda info: info.index)
+    return [info.stage for info in infos if info.plan == plan and info.stage != HELD_OUT]
+
+
+def stages_up_to(stage: str, names: list[str]) -> list[str]:
     if stage not in names:
-        raise UserError(f"{root} holds no shards of stage {stage}; it has {', '.join(names) or 'none'}")
+        raise UserError(f"the configuration has no stage {stage}; it has {', '.join(names)}")
     return names[: names.index(stage) + 1]
 
 
@@ -74,7 +83,7 @@ def check(config: TrainConfig, root: str, stage: str, directory: Path) -> None:
     steps = -(-info.tokens // (sequences * info.context))
     print(f"model: {total / 1e6:,.2f} M parameters, {active / 1e6:,.2f} M of the layers' used per token")
     print(f"stage {stage}: {info.tokens:,} tokens at context {info.context:,}, about {steps:,} steps")
-    print(f"output: {directory / stage}{' (trained already)' if (directory / stage / DONE).exists() else ''}")
+    print(f"output: {directory / stage}{' (trained already)' if finished(directory / stage) else ''}")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dataprep.storage import write_json
-from trainer.checkpoint import read_info
+from trainer.checkpoint import read_info, read_tensors
 from trainer.config import ModelConfig
 from trainer.model import Decoder
 
@@ -34,7 +33,7 @@ def export(checkpoint: Path, out: Path, dtype: torch.dtype = torch.float32) -> N
     weights = model.state_dict()
     with warnings.catch_warnings():  # it warns of what is asked for: to load in this process alone
         warnings.simplefilter("ignore", UserWarning)
-        dcp.load({"model": weights}, checkpoint_id=str(checkpoint), no_dist=True)
+        read_tensors(checkpoint, {"model": weights}, no_dist=True)
     tensors = {name: t.to(dtype) for name, t in to_hf(weights, config).items()}
 
     out.mkdir(parents=True, exist_ok=True)

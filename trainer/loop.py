@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from dataprep.storage import UserError, is_local, join, read_json, write_json
+from dataprep.storage import UserError, absolute, is_local, join, read_json, write_json
 from mixer.reader import ShardLog
 from trainer import checkpoint, hf
-from trainer.checkpoint import Progress
+from trainer.checkpoint import Damaged, Progress
 from trainer.config import TrainConfig
 from trainer.data import available, micro_batches
 from trainer.evaluate import evaluate
 from trainer.metrics import Metrics, loss_by_source, mean_by_source
 from trainer.model import Decoder
 from trainer.moe import balance_loss
-from trainer.parallel import World, build_model, build_optimizer, world
+from trainer.parallel import World, alone, build_model, build_optimizer, world
 from trainer.schedule import learning_rate
 
 HELD_OUT = "held-out"
@@ -34,10 +34,30 @@ def open_log(root: str, stage: str) -> ShardLog:
     return ShardLog(join(root, entry["directory"]))
 
 
-def run_directory(config: TrainConfig, root: str, plan: str) -> Path:
+def local_root(root: str) -> str:
+    """The root as an absolute path, `~` and `file://` resolved. Raises UserError for any other URL."""
     if not is_local(root):
         raise UserError(f"root is {root}: checkpoints need a file system that all workers share; give a local path")
-    return Path(root.removeprefix("file://")) / f"train-{config.identity(plan)}"
+    return absolute(root)
+
+
+def run_directory(config: TrainConfig, root: str, stages: list[str]) -> Path:
+    """Where these stages are trained. Raises UserError where they were not all packed for one plan."""
+    plan, *others = (open_log(root, stage).stage.plan for stage in stages)
+    for stage, other in zip(stages[1:], others, strict=True):
+        if other != plan:
+            raise UserError(f"stage {stage} was packed for another plan than stage {stages[0]}; run jobs/mix.py")
+    return Path(root) / f"train-{config.identity(plan)}"
+
+
+def finished(directory: Path) -> dict[str, Any] | None:
+    """What a stage's done.json says; None where the stage must be trained (again): there is none, it is damaged, or
+    its checkpoint is gone."""
+    try:
+        done = read_json(str(directory / DONE))
+        return done if (directory / done["checkpoint"]).is_dir() else None
+    except (UserError, ValueError, TypeError, KeyError):
+        return None
 
 
 def train(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any]:
@@ -46,22 +66,20 @@ def train(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any]:
     Finished stages are skipped, an interrupted one is resumed from its newest checkpoint. Returns `directory`,
     `stages` (name -> its done.json) and `export` (a directory for transformers, or None).
     """
-    with world(config) as ranks:
-        directory = run_directory(config, root, open_log(root, stages[0]).stage.plan)
-        if ranks.rank == 0:
-            write_json(join(root, "latest", "train.json"), {"directory": directory.name})
+    root = local_root(root)
+    directory = run_directory(config, root, stages)
+    with checkpoint.explained(directory), world(config) as ranks, alone(directory, ranks):
+        ranks.broadcast(lambda: write_json(join(root, "latest", "train.json"), {"directory": directory.name}))
         done: dict[str, Any] = {}
         previous: Path | None = None
         for stage in stages:
-            finished = ranks.broadcast(lambda path=directory / stage / DONE: read_json(str(path)))
-            done[stage] = finished or train_stage(config, root, stage, directory / stage, previous, ranks)
+            found = ranks.broadcast(lambda path=directory / stage: finished(path))
+            done[stage] = found or train_stage(config, root, stage, directory / stage, previous, ranks)
             previous = directory / stage / done[stage]["checkpoint"]
         export = None
         if config.export and previous is not None:
             export = previous.parent / "hf"
-            if ranks.rank == 0 and not (export / "config.json").exists():
-                hf.export(previous, export)
-            ranks.barrier()
+            ranks.broadcast(lambda: None if (export / "config.json").exists() else hf.export(previous, export))
     return {"directory": str(directory), "stages": done, "export": export and str(export)}
 
 
@@ -79,7 +97,7 @@ def train_stage(
         "config": config.model_dump(mode="json"),
     }  # fmt: skip
     metrics = Metrics(directory, stage, log.stage.tokens, progress.step) if ranks.rank == 0 else None
-    saved = progress.step if checkpoint.newest(directory) else -1
+    saved = progress.step if progress.sequence else -1
 
     batch = max(1, config.batch_tokens // log.stage.context)
     while (stop := available(log, progress.sequence + batch, ranks)) > progress.sequence:
@@ -96,7 +114,7 @@ def train_stage(
 
     if saved != progress.step:
         checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
-    done: dict[str, Any] = {"stage": stage, "checkpoint": f"step-{progress.step:08d}", "steps": progress.step}
+    done: dict[str, Any] = {"stage": stage, "checkpoint": progress.checkpoint, "steps": progress.step}
     done |= {"tokens": progress.tokens, "stage_tokens": progress.stage_tokens}
     if config.evaluate_tokens:
         done |= evaluate(model, open_log(root, HELD_OUT), config, ranks)
@@ -111,18 +129,27 @@ def start(
     stage: str, directory: Path, previous: Path | None, log: ShardLog, model: Decoder,
     optimizer: torch.optim.Optimizer, ranks: World,
 ) -> Progress:  # fmt: skip
-    """Continue the stage from its newest checkpoint, else begin it from the stage before, else from nothing."""
-    newest: Path | None = ranks.broadcast(lambda: checkpoint.newest(directory) or previous)
-    if newest is None:
-        return Progress(stage)
-    info = checkpoint.read_info(newest)
-    for name, mine in (("tokenizer", log.stage.tokenizer), ("vocabulary", log.stage.vocab_size)):
-        if info[name] != mine:
-            raise UserError(f"{newest} was trained with {name} {info[name]}, but stage {stage} was packed with {mine}")
-    progress = checkpoint.load(newest, model, optimizer)
-    if newest != previous:
-        return progress
-    return Progress(stage, progress.step, progress.tokens)  # the counters carry over, the place in the shards does not
+    """Continue the stage from its newest checkpoint that is whole, else begin it from the stage before, else from
+    nothing. Raises UserError where there are checkpoints and all are damaged."""
+    own: list[Path] = ranks.broadcast(lambda: checkpoint.checkpoints(directory)[::-1])
+    candidates = own or ([previous] if previous else [])
+    for path in candidates:
+        try:
+            info = ranks.broadcast(lambda path=path: checkpoint.read_info(path))
+            for name, mine in (("tokenizer", log.stage.tokenizer), ("vocabulary", log.stage.vocab_size)):
+                if info.get(name) != mine:
+                    was = f"{path} was trained with {name} {info.get(name)}"
+                    raise UserError(f"{was}, but stage {stage} was packed with {mine}")
+            progress = checkpoint.load(path, model, optimizer)
+        except Damaged:
+            if ranks.rank == 0:
+                print(f"checkpoint {path} is damaged; looking for an older one", flush=True)
+            continue
+        # From the stage before, the counters carry over, the place in the shards does not.
+        return progress if own else Progress(stage, progress.step, progress.tokens)
+    if candidates:
+        raise Damaged.at(*candidates)
+    return Progress(stage)
 
 
 def step(

@@ -1,5 +1,6 @@
 """What a step reports: one JSON line, TensorBoard scalars, and now and then a line for a person."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -29,9 +30,12 @@ def mean_by_source(sums: Tensor, names: tuple[str, ...]) -> dict[str, float]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a last line cut off by a crash is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The records of a metrics file; a line that a crash has cut off or spoilt is left out."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [r for r in records if isinstance(r, dict) and "step" in r]
 
 
 class Metrics:

@@ -5,10 +5,13 @@ may hold different numbers of targets. FSDP takes the mean, which is the sum onc
 """
 
 import contextlib
+import fcntl
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +20,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from dataprep.storage import UserError
+from dataprep.storage import UserError, explain_os_error
 from trainer.config import TrainConfig
 from trainer.model import Decoder, initialise
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 TIMEOUT = timedelta(hours=6)  # ranks also wait this long for rank 0 while it waits for the packer
+LOCK_SECONDS = 10.0  # a worker that Ray has killed may die while its successor starts
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,18 @@ class World:
         return x
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, a small one, on every rank. `value` is called on rank 0; its UserError is raised on all."""
+        """Rank 0's value, a small one, on every rank. `value` is called on rank 0; its UserError is raised on all,
+        and so is a full disk or a forbidden path."""
         box: list[Any] = [None]
         if self.rank == 0:
             try:
                 box = [value()]
             except UserError as error:
                 box = [error]
+            except OSError as error:
+                box = [explain_os_error(error)]
+                if box[0] is None:
+                    raise
         dist.broadcast_object_list(box, device=torch.device("cpu"))
         if isinstance(box[0], UserError):
             raise box[0]
@@ -81,6 +90,27 @@ def world(config: TrainConfig) -> Iterator[World]:
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def alone(directory: Path, world: World) -> Iterator[None]:
+    """Make the directory this run's alone; the lock ends with rank 0's process, however that ends."""
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            directory.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open(directory / ".lock", "a"))
+            deadline = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise UserError(f"another run is training at {directory}; wait for it or stop it") from None
+                    time.sleep(0.2)
+
+        world.broadcast(take)
+        yield
 
 
 def build_model(config: TrainConfig, vocabulary: int, rope_base: float, world: World) -> Decoder:

@@ -35,8 +35,8 @@ def test_columns_of_the_contract(tmp_path):
     a = write(tmp_path / "a.jsonl", [{"text": "one\r\ntwo", "id": "x", "year": 1999}, "", "{", {"text": "é"}])
     b = write(tmp_path / "b.jsonl", ["[]", {"text": "b"}])
     commit = build([a, b], tmp_path / "out")
-    assert list(commit.files) == ["documents-000", "quarantine"]
-    documents = read_table(commit.path("documents-000"))
+    assert list(commit.files) == ["documents-00000", "quarantine"]
+    documents = read_table(commit.path("documents-00000"))
     assert documents.schema.equals(DOCUMENTS)
     assert documents.to_pylist() == [
         {
@@ -73,7 +73,7 @@ def test_partitions_and_the_same_bytes_twice(tmp_path):
     first, again = (build([path], tmp_path / name, partition_mb=0.3) for name in ("one", "two"))
     assert first == again and first.fingerprint == again.fingerprint
     names = [name for name in first.files if name != "quarantine"]
-    assert names == [f"documents-{i:03}" for i in range(len(names))] and len(names) > 3
+    assert names == [f"documents-{i:05}" for i in range(len(names))] and len(names) > 3
     tables = [read_table(first.path(name)) for name in names]
     assert all(290_000 < sum(map(len, t["text"].to_pylist())) < 310_000 for t in tables[:-1])
     kept = [doc for table in tables for doc in table["doc"].to_pylist()]
@@ -115,7 +115,7 @@ def test_through_fsspec():
     with fsspec.open(f"{folder}/in.jsonl", "wb") as file:
         file.write(b'{"text": "a"}\n')
     commit = build([f"{folder}/in.jsonl"], f"{folder}/out")
-    (row,) = read_table(commit.path("documents-000")).to_pylist()
+    (row,) = read_table(commit.path("documents-00000")).to_pylist()
     assert (row["text"], row["origin"]) == ("a", f"{list_paths(folder)}:0")
 
 

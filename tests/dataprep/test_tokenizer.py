@@ -1,5 +1,6 @@
 """The tokeniser: training, loading and encoding, against the libraries called plainly, text by text."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -143,8 +144,11 @@ def test_ids_beyond_16_bits_and_gaps(trained: str, tmp_path: Path) -> None:
     assert tok.decode(np.array(ids[:-1])) == CORPUS[0] * 3
 
 
-def test_blocks_and_pieces_change_nothing(trained: str, monkeypatch) -> None:
+@pytest.mark.parametrize("by_library", [False, True])
+def test_blocks_and_pieces_change_nothing(trained: str, monkeypatch, by_library: bool) -> None:
     tok = load(trained, TokensConfig())
+    if by_library:
+        tok._backend = dataclasses.replace(tok._backend, fast=None)
     texts = ["", *CORPUS, "", "x" * 3, " ".join(CORPUS)]
     whole = encode(tok, texts)
     monkeypatch.setattr(tokenizer, "BLOCK", 1000)

@@ -34,6 +34,9 @@ def run(capfd, job, *argv: str) -> tuple[int, str]:
         ),
         ({"train": {"model": {"heads": 3, "kv_heads": 2}}}, ["train.model", "heads (3)", "kv_heads (2)"]),
         ({"export": {"formats": ["csv"]}}, ["export.formats.0", "csv", "megatron"]),
+        ({"quality": {"by_source": {"tail": []}}}, ["quality.by_source", "tail", "tales"]),
+        ({"train": {"stages": {"bse": [{"share": 1, "lr": 0.1}]}}}, ["train.stages", "bse", "base"]),
+        ({"root": ""}, ["root"]),
     ],
 )
 def test_a_wrong_key_or_value_names_key_value_and_what_is_right(tmp_path, capfd, change, words):
@@ -49,7 +52,21 @@ def test_all_mistakes_are_told_at_once(tmp_path):
     assert len(str(told.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("content", ["a: [1", "- a list", "", "root: x\n\troot: y"])
+def test_a_malformed_value_on_the_command_line(tmp_path, capfd):
+    code, error = run(capfd, corpus, small.write_config(tmp_path), "--export.formats", '["x"')
+    assert code == 1 and "command line" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("spelling", ["file://{}", "{}/", "~/root"])
+def test_roots_are_spelled_in_many_ways(tmp_path, capfd, monkeypatch, spelling):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small.write_corpus(tmp_path / "in", files=1, documents=5)
+    code, error = run(capfd, corpus, small.write_config(tmp_path), "--root", spelling.format(tmp_path / "root"))
+    assert code == 0, error
+    assert (tmp_path / "root" / "manifest.jsonl").exists()
+
+
+@pytest.mark.parametrize("content", ["a: [1", "1: 2", "- a list", "", "root: x\n\troot: y"])
 def test_a_file_that_is_no_configuration(tmp_path, capfd, content):
     (tmp_path / "c.yaml").write_text(content)
     code, error = run(capfd, corpus, str(tmp_path / "c.yaml"))

@@ -160,7 +160,7 @@ def test_takedowns_reach_every_stage_without_new_tokens(done, copy):
         paths = [p.documents for p in corpus.partitions(engine, config)]
         rows = [row for p in paths for row in read_table(p, ["doc", "id", "content_hash"]).to_pylist()]
     victims = [rows[5], rows[70], rows[100]]
-    names = [str(victims[0]["doc"]), victims[1]["id"], victims[2]["content_hash"].hex()]
+    names = [f"doc:{victims[0]['doc']}", victims[1]["id"], victims[2]["content_hash"].hex()]
     (copy / "exclude.txt").write_text("\n".join(names) + "\n")
     before = {d.name: d.stat().st_mtime_ns for d in (copy / "root").glob("tokens-*/*")}
     run(copy, mix={"exclude": str(copy / "exclude.txt")}, **settings(done))

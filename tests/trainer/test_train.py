@@ -1,6 +1,5 @@
 """Training as a whole: against a plain loop, interrupted and resumed, on two processes, stage after stage."""
 
-import json
 import shutil
 import threading
 import time
@@ -13,61 +12,14 @@ from torch.nn import functional as F
 from dataprep.storage import UserError, read_json
 from mixer.shards import beat
 from tests.trainer.ranks import run
-from tests.trainer.shards import VOCABULARY, write_root
-from trainer import __main__, checkpoint, loop, metrics
+from tests.trainer.shards import VOCABULARY, write_stage
+from tests.trainer.training import CONFIG, MODEL, STAGES, records, repack, weights, without_speed
+from trainer import checkpoint, loop
 from trainer.attention import Layout
-from trainer.config import ModelConfig, OptimizerConfig, Phase, TrainConfig
 from trainer.loop import train
 from trainer.model import Decoder, initialise
 from trainer.parallel import build_model, build_optimizer, world
 from trainer.schedule import learning_rate
-
-MODEL = ModelConfig(
-    hidden=32, heads=2, kv_heads=1, head_dim=16, rotary_dim=8, ffn=24, block=16, layers=4, softmax_every=4
-)
-CONFIG = TrainConfig(
-    model=MODEL, dtype="float64", batch_tokens=480, micro_tokens=192, checkpoint_steps=4, evaluate_tokens=600,
-    schedule=(Phase(share=0.2, lr=5e-3), Phase(share=0.8, lr=5e-4, shape="cosine")),
-    optimizer=OptimizerConfig(clip=0.5), threads=1,
-)  # fmt: skip
-STAGES = ["base", "longer"]
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    root = tmp_path_factory.mktemp("packed")
-    write_root(root)
-    return root
-
-
-@pytest.fixture
-def root(packed, tmp_path):
-    return shutil.copytree(packed, tmp_path / "root")
-
-
-@pytest.fixture(scope="module")
-def trained(packed, tmp_path_factory):
-    """(root, what train returned) of an uninterrupted run on one process."""
-    root = shutil.copytree(packed, tmp_path_factory.mktemp("trained") / "root")
-    return root, train(CONFIG, str(root), STAGES)
-
-
-def records(root, stage):
-    (directory,) = Path(root).glob("train-*")
-    return metrics.read(directory / stage / "metrics.jsonl")
-
-
-def without_speed(rows):
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
-
-
-def weights(root, stage):
-    (directory,) = Path(root).glob("train-*")
-    path = checkpoint.newest(directory / stage)
-    with world(CONFIG) as ranks:
-        model = build_model(CONFIG, VOCABULARY, 1e4, ranks)
-        checkpoint.load(path, model, build_optimizer(CONFIG, model))
-        return {name: p.full_tensor() for name, p in model.named_parameters()}
 
 
 def plain_loop(root, stage, model, optimizer):
@@ -245,8 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(root, monkeypatch):
 
 def test_another_tokenizer_is_refused(trained, root):
     previous = Path(trained[1]["directory"]) / "base" / trained[1]["stages"]["base"]["checkpoint"]
-    path = root / "pack-longer" / "stage.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer": "other"}))
+    repack(root, "longer", tokenizer="other")
     with world(CONFIG) as ranks:
         model = build_model(CONFIG, VOCABULARY, 1e4, ranks)
         log = loop.open_log(str(root), "longer")
@@ -254,19 +205,7 @@ def test_another_tokenizer_is_refused(trained, root):
             loop.start("longer", root / "x", previous, log, model, build_optimizer(CONFIG, model), ranks)
 
 
-def test_command_line(root, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "config.yaml"
-    path.write_text(json.dumps({"root": str(root), "train": CONFIG.model_dump(mode="json")}))
-
-    def call(*words):
-        monkeypatch.setattr("sys.argv", ["trainer", str(path), *words])
-        code = 0
-        try:
-            __main__.main()
-        except SystemExit as end:
-            code = end.code
-        return code, capsys.readouterr()
-
+def test_command_line(root, call):
     code, said = call("--stage", "base", "--check")
     assert code == 0 and "context 48" in said.out and not list(root.glob("train-*"))
     code, said = call("--stage", "longer")
@@ -276,3 +215,26 @@ def test_command_line(root, tmp_path, monkeypatch, capsys):
     assert call("--stage", "base")[0] == 0
     code, said = call("--stage", "longer")
     assert code == 0 and len(records(root, "longer")) > 3
+
+
+def test_an_older_configurations_shards_are_not_in_the_way(root, call):
+    write_stage(root, "older", 0, 48, 500)
+    repack(root, "older", plan="older")
+    for mix in (None, {"preset": "any"}):
+        code, said = call("--stage", "longer", mix=mix)
+        assert code == 1 and "stage longer starts from stage base" in said.err
+        assert call("--stage", "base", "--check", mix=mix)[0] == 0
+    repack(root, "longer", plan="older")
+    code, said = call("--stage", "longer")
+    assert code == 1 and "stage longer was packed for another plan than stage base; run jobs/mix.py" in said.err
+
+
+def test_roots(root, call, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    expected = call("--stage", "base", "--check")[1].out
+    for spelling in ("~/root", f"file://{root}", f"{root}/"):
+        assert call("--stage", "base", "--check", "--root", spelling)[1].out == expected
+    code, said = call("--stage", "base", "--root", "s3://bucket/root")
+    assert code == 1 and said.err.startswith("error: root is s3://bucket/root: checkpoints need a file system")
+    with pytest.raises(UserError, match="root is s3://bucket: "):
+        train(CONFIG, "s3://bucket", STAGES)
