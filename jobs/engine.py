@@ -260,7 +260,7 @@ class Engine:
             name=Path(directory).name,
         )
         limit = self.workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        queue, failure = iter(tasks), None
+        queue, failure = iter(sorted(tasks, key=lambda task: -task.bytes)), None  # so that no giant comes last, alone
         running: dict[Any, Task] = {}
         while True:
             while failure is None and len(running) < limit and (new := next(queue, None)):

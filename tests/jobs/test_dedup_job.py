@@ -10,7 +10,7 @@ import pytest
 from dataprep import storage
 from dataprep.storage import UserError, read_table
 from dedup.keepers import CLUSTERS
-from jobs import corpus, dedup
+from jobs import cli, corpus, dedup
 from jobs.config import load
 from jobs.engine import Engine
 from tests.jobs import small
@@ -51,7 +51,7 @@ def run(folder: Path, sources: dict, explain: int | None = None, **options) -> d
     return {ids[v["doc"]]: (v["reason"], ids[v["keeper"]]) for v in verdicts if not v["keep"]}
 
 
-def test_the_alarm_comes_before_anything_is_final_and_names_clusters(tmp_path):
+def test_the_alarm_comes_before_anything_is_final_and_names_clusters(tmp_path, capsys):
     pages = [near(text("page"), f"number\x1b[31m{i:03}") for i in range(30)]
     sources = write(tmp_path, books=[text(f"book {i}") for i in range(9)], calls=pages)
     with pytest.raises(UserError) as failure:
@@ -60,6 +60,9 @@ def test_the_alarm_comes_before_anything_is_final_and_names_clusters(tmp_path):
     assert "source calls: near duplicates would take 96.7%" in said and "max_source_loss: 0.97" in said
     assert "29 like" in said and said.count("calls.jsonl:") == 2 and "books.jsonl" not in said and "\x1b" not in said
     assert not list((tmp_path / "root").glob("dedup-[0-9a-f]*")) and not (tmp_path / "root/latest/dedup.json").exists()
+    doc = said.split("such as ")[1].split(maxsplit=1)[0]
+    assert cli.main(dedup, [str(tmp_path / "config.yaml"), "--explain", doc]) == 0  # after an alarm too
+    assert "is removed as a near duplicate" in capsys.readouterr().out
     assert len(run(tmp_path, sources, max_source_loss=0.97)) == 29
 
 
