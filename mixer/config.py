@@ -122,7 +122,8 @@ class MixConfig(Section):
     held_out: HeldOut = Field(default=HeldOut(), description="The split that no stage draws from.")
     shard_tokens: int = Field(default=64_000_000, ge=1, description="Tokens per shard, about.")
     exclude: str | None = Field(
-        default=None, description="File of documents to take down, one per line: owner's id, content hash (hex) or doc:NUMBER."
+        default=None,
+        description="File of documents to take down, one per line: owner's id, content hash (hex) or doc:NUMBER.",
     )
     seed: int = Field(default=0, description="Seed of every draw.")
 
