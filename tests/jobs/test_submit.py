@@ -92,7 +92,7 @@ def test_a_submitted_job_gives_the_bytes_of_a_local_run(head, tmp_path):
     config = small.write_config(tmp_path, workers=2)
     done = submit(head, "jobs/dedup.py", config, "--root", str(tmp_path / "submitted"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "removed 3 exact and 3 near" in done.stdout
+    assert "6 clusters of duplicates" in done.stdout
     assert tree(tmp_path / "submitted") == tree(tmp_path / "root")
 
 
