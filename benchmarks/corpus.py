@@ -15,9 +15,13 @@ from dataprep.storage import Attempt, UserError
 
 
 def measure(files: list[Path], repeats: int) -> dict[str, float]:
-    """File name -> MB of text per second of wall time, the median of `repeats` after one run to warm up."""
+    """File name -> MB of text per second of wall time, the median of `repeats` after one run to warm up.
+
+    `total_mb_s_core`: all text over the time it took at those rates.
+    """
     pa.set_cpu_count(1)
-    speeds = {}
+    speeds: dict[str, float] = {}
+    megabytes = seconds = 0.0
     for file in files:
         config = CorpusConfig.model_validate({"sources": [{"name": "x", "paths": [str(file)]}]})
         entries, _ = manifest.update([], manifest.list_inputs(config), float("inf"))
@@ -27,8 +31,10 @@ def measure(files: list[Path], repeats: int) -> dict[str, float]:
                 began = time.perf_counter()
                 counts = build_group(Attempt(out, "0", {}), entries, config.sources[0], config)
                 rates.append(counts["bytes"]["x"] / 1e6 / (time.perf_counter() - began))
-        speeds[file.name.removesuffix(".jsonl.zst")] = sorted(rates[1:])[repeats // 2]
-    return speeds
+        rate = sorted(rates[1:])[repeats // 2]
+        speeds[file.name.removesuffix(".jsonl.zst")] = rate
+        megabytes, seconds = megabytes + counts["bytes"]["x"] / 1e6, seconds + counts["bytes"]["x"] / 1e6 / rate
+    return speeds | {"total_mb_s_core": megabytes / seconds}
 
 
 def main() -> None:
