@@ -29,6 +29,8 @@ def build_tokenizer(engine: Engine, config: Config) -> tuple[str, str]:
             data = storage.read_bytes(given)
         except FileNotFoundError:
             raise UserError(f"tokens.tokenizer: there is no file {given}") from None
+        except (OSError, ImportError, ValueError) as error:
+            raise UserError(f"tokens.tokenizer: {given} cannot be read ({error}); name a tokeniser file") from None
         return given, storage.fingerprint(storage.xxhash.xxh3_128_hexdigest(data))
     partitions = corpus.partitions(engine, config)
     step = Step("tokenizer", VERSION, config.tokens.model_dump(mode="json", exclude={"tokenizer"}))

@@ -193,6 +193,7 @@ def test_export_writes_what_is_kept(done, copy):
     [
         ({"corpus": {"sources": [{"name": "x", "paths": ["/no/such/*.jsonl"]}]}}, "/no/such"),
         ({"tokens": {"tokenizer": "/no/such/tokenizer.json"}}, "/no/such/tokenizer.json"),
+        ({"tokens": {"tokenizer": "nowhere://x/tokenizer.json"}}, "cannot be read"),
         ({"mix": {"exclude": "/no/such/list"}}, "/no/such/list"),
         ({"mix": {"stages": [{"name": "b", "context": 128, "tokens": 10**9}]}}, "b"),
         ({"dedup": {"max_source_loss": 0.0}}, "max_source_loss"),
