@@ -304,6 +304,15 @@ def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     return table.select(columns)  # in the order asked for
 
 
+def read_groups(path: str, columns: list[str]) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, one after the other: memory stays at one. UserError as `read_table`."""
+    check(path)
+    with arrow_file(path) as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            yield parquet.read_row_group(group, columns)
+
+
 def check(path: str) -> None:
     """Compare a local file of ours with the checksum in its name. (An object store keeps its own.)"""
     if (named := NAMED.search(path)) and is_local(path) and not checksum(path).startswith(named[1]):

@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
         "bands": pa.large_list(pa.uint64()),
     }
 )
-BATCH_BYTES = 16 << 20  # of text scanned at a time: bounds the word hashes in memory
+BATCH_BYTES = 1 << 20  # of text scanned at a time: bounds the word hashes in memory
 AGAINST_BITS, SOURCE_BITS, LENGTH_BITS = 1, 16, 47  # of a rank: one for each rule that may be in it
 FILE_SHIFT = np.uint64(40)  # doc = file << 40 | record
 

@@ -1,7 +1,8 @@
 """Dedup job: removes exact and near duplicates over the whole corpus, each removal verified against a kept document.
 
-signatures (map) -> pairs (exchange by bucket) -> candidates (exchange to the later document's partition)
--> verified edges (exchange to the earlier document's partition) -> verdicts (global) -> loss (map) -> dedup (map).
+signatures (map) -> pairs (exchange by bucket) -> shingles (exchange to the document's partition; pairs that lie in it
+whole are verified there) -> verified (exchange of the others to their first document's partition) -> verdicts (global)
+-> loss (map) -> dedup (map).
 """
 
 if not __package__:  # run as a script
@@ -21,6 +22,7 @@ from dataprep import storage
 from dataprep.storage import Attempt, Commit, UserError, read_table
 from dedup import candidates, keepers, report, verify
 from dedup.config import DedupConfig
+from dedup.signatures import SCHEMA as SIGNATURES
 from dedup.signatures import signatures
 from jobs import corpus
 from jobs.config import Config
@@ -29,7 +31,7 @@ from jobs.dedup_report import Found, print_summary
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
-VERSION = 2
+VERSION = 3
 ROW_BYTES = 33  # of a bucket row
 RANGE_BYTES = 256 << 20  # of bucket rows that one task sorts
 
@@ -93,11 +95,12 @@ def find_edges(engine: Engine, dedup: DedupConfig, partitions: list[Partition], 
     pairs = find_pairs(engine, signed)
     if not dedup.near or not partitions:
         return pairs
-    about = {"shingle": dedup.shingle, "unicode": unidata_version}
+    about = {"shingle": dedup.shingle, "threshold": dedup.threshold, "unicode": unidata_version}
     starts = [c.aggregates["first_doc"] for c in signed]
     # Text decides what is verified: the partitions' own fingerprints are inputs beside the pairs'.
     corpus_print = storage.fingerprint([[p.key, p.fingerprint] for p in partitions])
     documents = [p.documents for p in partitions]
+    weights = [p.task(dedup).bytes for p in partitions]  # text is what these tasks read most of
 
     def route(commits: Sequence[Commit], name: str, column: str) -> list[Task]:
         return [
@@ -111,21 +114,25 @@ def find_edges(engine: Engine, dedup: DedupConfig, partitions: list[Partition], 
         route(pairs, "near", "doc"),
         len(partitions),
         shingle_partition,
-        lambda r: (documents[r], dedup),
+        lambda r: (documents[r], starts, dedup),
+        weights,
     )
     verified = engine.exchange(
-        Step("dedup-verified", VERSION, about | {"threshold": dedup.threshold}),
+        Step("dedup-verified", VERSION, about),
         cut_by_partition,
         route(shingled, "shingled", "first"),
         len(partitions),
         verify_partition,
         lambda r: (documents[r], dedup),
+        weights,
     )
-    return [*pairs, *verified]
+    return [*pairs, *shingled, *verified]
 
 
 def sign_partition(out: Attempt, path: str, dedup: DedupConfig) -> dict:
-    table = signatures(read_table(path, ["doc", "source", "text", "content_hash"]), dedup)
+    groups = storage.read_groups(path, ["doc", "source", "text", "content_hash"])
+    table = pa.concat_tables([SIGNATURES.empty_table(), *(signatures(g, dedup) for g in groups)]).unify_dictionaries()
+    table = table.combine_chunks()
     out.arrow("signatures", [table], table.schema)
     keys = pc.sum(pc.list_value_length(table["bands"])).as_py() or 0
     return {"documents": len(table), "rows": len(table) + keys, "first_doc": pc.min(table["doc"]).as_py() or 0}
@@ -149,18 +156,27 @@ def pair_buckets(out: Attempt, rows: pa.Table, number: int) -> dict:
 def cut_by_partition(path: str, starts: list[int], column: str) -> tuple[pa.Table, np.ndarray]:
     """Rows to the partition that holds the document in `column`."""
     table = read_table(path)
-    return table, np.searchsorted(np.array(starts, np.uint64), table[column].to_numpy(), side="right") - 1
+    return table, _partition_of(table[column], starts)
 
 
-def shingle_partition(out: Attempt, pairs: pa.Table, number: int, documents: str, dedup: DedupConfig) -> dict:
-    """The candidates of one partition with their shingles."""
+def _partition_of(docs: pa.ChunkedArray, starts: list[int]) -> np.ndarray:
+    return np.searchsorted(np.array(starts, np.uint64), docs.to_numpy(), side="right") - 1
+
+
+def shingle_partition(
+    out: Attempt, pairs: pa.Table, number: int, documents: str, starts: list[int], dedup: DedupConfig
+) -> dict:
+    """The candidates of one partition: verified if their firsts lie in it too, else sent on with their shingles."""
     pairs = distinct_pairs(pairs)
-    sets = _shingle_sets(documents, pairs["doc"], dedup)
-    pairs = pairs.append_column(
-        "shingles", sets["shingles"].take(pc.index_in(pairs["doc"], sets["doc"].combine_chunks()))
-    )
-    out.arrow("shingled", [pairs], pairs.schema)
-    return {"pairs": len(pairs)}
+    here = pa.array(_partition_of(pairs["first"], starts) == number)
+    inside, outside = pairs.filter(here), pairs.filter(pc.invert(here))
+    sets = _shingle_sets(documents, [pairs["doc"], inside["first"]], dedup)
+    edges = verify.verify(inside, sets, sets, dedup.threshold)
+    out.arrow("edges", [edges], edges.schema)
+    places = pc.index_in(outside["doc"], sets["doc"].combine_chunks())
+    outside = outside.append_column("shingles", sets["shingles"].take(places))
+    out.arrow("shingled", [outside], outside.schema)
+    return {"pairs": len(inside), "verified": len(edges), "sent": len(outside)}
 
 
 def distinct_pairs(pairs: pa.Table) -> pa.Table:
@@ -171,18 +187,19 @@ def distinct_pairs(pairs: pa.Table) -> pa.Table:
 def verify_partition(out: Attempt, pairs: pa.Table, number: int, documents: str, dedup: DedupConfig) -> dict:
     """The pairs whose earlier document lies in this partition, verified by exact Jaccard similarity."""
     pairs = pairs.sort_by([("doc", "ascending"), ("first", "ascending")])
-    firsts = _shingle_sets(documents, pairs["first"], dedup)
+    firsts = _shingle_sets(documents, [pairs["first"]], dedup)
     sets = pairs.select(["doc", "shingles"])
     edges = verify.verify(pairs.drop_columns(["shingles"]), sets, firsts, dedup.threshold)
     out.arrow("edges", [edges], edges.schema)
     return {"pairs": len(pairs), "verified": len(edges)}
 
 
-def _shingle_sets(documents: str, docs: pa.ChunkedArray, dedup: DedupConfig) -> pa.Table:
-    wanted = np.unique(docs.to_numpy())
+def _shingle_sets(documents: str, docs: list[pa.ChunkedArray], dedup: DedupConfig) -> pa.Table:
+    wanted = np.unique(np.concatenate([d.to_numpy() for d in docs]))
     if not len(wanted):
         return verify.SETS.empty_table()
-    return verify.shingle_sets(read_table(documents, ["doc", "text"]), wanted, dedup)
+    groups = storage.read_groups(documents, ["doc", "text"])
+    return pa.concat_tables(verify.shingle_sets(g, wanted, dedup) for g in groups).combine_chunks()
 
 
 def choose(out: Attempt, paths: list[str]) -> dict:

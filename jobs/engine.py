@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import functools
 import logging
+import math
 import os
 import re
 import secrets
@@ -26,6 +27,8 @@ from dataprep.storage import Attempt, Commit, UserError
 from jobs.progress import Progress, say
 
 CHECKOUT = str(Path(__file__).resolve().parent.parent)
+CALL_BYTES = 4 << 20  # of input for which tasks share a call
+AHEAD = 2  # tasks handed to Ray beyond those that run
 OURS = re.compile(rf"\.commit\.json$|^\.tmp-|{storage.NAMED.pattern}")
 
 
@@ -81,6 +84,25 @@ def execute(function: Callable[..., dict], directory: str, key: str, inputs: dic
         raise
 
 
+def execute_batch(function: Callable[..., dict], directory: str, tasks: Sequence[Task]) -> list[Commit]:
+    return [execute(function, directory, task.key, task.inputs, task.args) for task in tasks]
+
+
+def batches(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
+    """Tasks to call together, largest first so that no giant comes last, alone: small ones in groups that still leave
+    each worker several, for a call costs as much as a small task."""
+    most = math.ceil(len(tasks) / (4 * workers))
+    found: list[list[Task]] = []
+    size = 0
+    for task in sorted(tasks, key=lambda task: -task.bytes):
+        if not found or len(found[-1]) >= most or size + task.bytes > CALL_BYTES:
+            found.append([])
+            size = 0
+        found[-1].append(task)
+        size += task.bytes
+    return found
+
+
 class Engine:
     """Runs steps under one root.
 
@@ -91,7 +113,7 @@ class Engine:
         self.root, self.workers, self.dry_run = root.rstrip("/"), workers, dry_run
         self.results: dict[str, Any] = {}  # of the jobs that this run has brought up to date
         self._ray_lock = threading.Lock()
-        self._started_ray = False
+        self._started_ray = self._own_cluster = False
         self._lock_file = None if dry_run or not storage.is_local(root) else self._take_lock()
 
     def _take_lock(self) -> Any:
@@ -148,17 +170,19 @@ class Engine:
         ranges: int,
         reduce: Callable[..., dict],
         reduce_args: Callable[[int], tuple] = lambda r: (),
+        weights: Sequence[int] | None = None,
     ) -> list[Commit]:
         """Regroup rows by range: `cut(*args)` -> (table, range of each row); `reduce(attempt, table, range, *args)`.
 
+        weights: bytes that each reduction reads, where that is not an equal share of what is cut.
         Slices lie beside the output until every range is committed. See `jobs/exchange.py`.
         """
         from jobs.exchange import regroup
 
         whole = storage.fingerprint([ranges, [[t.key, t.inputs] for t in tasks]])
         directory = step.directory(self.root)
-        weight = sum(t.bytes for t in tasks) // max(1, ranges)
-        outputs = [Task(f"{r:05d}", {"all": whole}, (r, *reduce_args(r)), weight) for r in range(ranges)]
+        weights = weights or [sum(t.bytes for t in tasks) // max(1, ranges)] * ranges
+        outputs = [Task(f"{r:05d}", {"all": whole}, (r, *reduce_args(r)), weights[r]) for r in range(ranges)]
         if self.missing(directory, outputs) and not self.dry_run:
             regroup(self, step.name, directory, cut, tasks, ranges, reduce, outputs)
         commits = self.complete(step.name, directory, reduce, outputs)
@@ -252,7 +276,7 @@ class Engine:
                 yield task, execute(function, directory, task.key, task.inputs, task.args)
             return
         ray = self.ray()
-        remote = ray.remote(execute).options(
+        remote = ray.remote(execute_batch).options(
             num_cpus=1,
             max_retries=3,
             retry_exceptions=[ConnectionError, TimeoutError],
@@ -260,22 +284,23 @@ class Engine:
             name=Path(directory).name,
         )
         limit = self.workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        queue, failure = iter(sorted(tasks, key=lambda task: -task.bytes)), None  # so that no giant comes last, alone
-        running: dict[Any, Task] = {}
+        queue, failure = iter(batches(tasks, limit)), None
+        limit += AHEAD * self._own_cluster  # it has as many CPUs as workers: these wait in it, and no worker for us
+        running: dict[Any, list[Task]] = {}
         while True:
             while failure is None and len(running) < limit and (new := next(queue, None)):
-                running[remote.remote(function, directory, new.key, new.inputs, new.args)] = new
+                running[remote.remote(function, directory, new)] = new
             if not running:
                 break
             for ref in ray.wait(list(running), num_returns=1)[0]:
-                task = running.pop(ref)
+                batch = running.pop(ref)
                 try:
-                    yield task, ray.get(ref)
+                    yield from zip(batch, ray.get(ref), strict=True)
                 except ray.exceptions.RayTaskError as error:
                     failure = failure or error.cause
                 except ray.exceptions.RayError as error:
                     failure = failure or UserError(
-                        f"a worker died again and again at {directory}, partition {task.key} "
+                        f"a worker died again and again at {directory}, partition {batch[0].key} "
                         f"({type(error).__name__}); often it lacks memory: use fewer workers or smaller partitions"
                     )
         if failure is not None:
@@ -299,6 +324,7 @@ class Engine:
                 env = None if submitted else {"env_vars": {"PYTHONPATH": CHECKOUT}}
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=env)
             else:
+                self._own_cluster = True
                 paths = [CHECKOUT, *filter(None, [os.environ.get("PYTHONPATH")])]
                 with _environment("PYTHONPATH", os.pathsep.join(paths)):
                     ray.init(
