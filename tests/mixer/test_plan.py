@@ -35,15 +35,21 @@ def recipes(draw):
     )  # fmt: skip
     cells = draw(st.lists(cell, min_size=1, max_size=15))
     part = st.integers(0, 10)
+    names = sorted({c[0] for c in cells})
+    weights = (
+        st.tuples(*[st.integers(0, 4)] * len(names))
+        .filter(any)
+        .map(lambda w: {name: x / sum(w) for name, x in zip(names, w, strict=True)})
+    )
     stages = []
     for _ in range(draw(st.integers(1, 4))):
         shares = draw(st.none() | st.tuples(part, part, part).filter(any))
-        names = ("short", "medium", "long")
+        classes = ("short", "medium", "long")
         stages.append(
             {
                 "tokens": draw(st.integers(1, 10**12)),
-                "shares": shares and {n: s / sum(shares) for n, s in zip(names, shares, strict=True)},
-                "source_weights": draw(st.none() | st.just({cells[0][0]: 2.5})),
+                "shares": shares and {n: s / sum(shares) for n, s in zip(classes, shares, strict=True)},
+                "source_weights": draw(st.none() | weights),
             }
         )
     return inventory(cells, len(stages)), config(*stages)
