@@ -3,7 +3,7 @@
 With X a stage's or a cell's sum over x, tokens drawn by stage s and cell c, the least of
 
     sum over s of  KL(sources of s || shares asked) + SPREAD x KL(cells of s || documents x copies)
-  + KL(copies of the cells over all stages || copies asked)
+  + KL(copies of the cells over all stages || the tiers' copies, each source as often as its shares ask)
 
 under the hard targets and the caps. Divergences are of shares, so that every stage counts alike: a scarce source goes
 to the small long-context stages first, and the main stage gives way. Each sweep meets one kind of constraint after the
@@ -46,8 +46,7 @@ def fit(p: Problem) -> Fit:
 
     x = reference(p)
     wanted = np.maximum(p.shares * T_S1, TINY)
-    copies = p.copies * p.usable.max(axis=0, initial=0)
-    copies = np.maximum(copies * (total / max(copies[p.allowed.any(axis=0)].sum(), TINY)), TINY)
+    copies = np.maximum(asked_copies(p), TINY)
     room = np.maximum(p.room.astype(np.float64), TINY)
     power = p.rate * T_S1 / (SPREAD * total)  # of a cell's factor e^m in each of its stages
     targets = p.targets.astype(np.float64)
@@ -93,6 +92,14 @@ def reference(p: Problem) -> np.ndarray:
     return natural * scale[:, p.source]
 
 
+def asked_copies(p: Problem) -> np.ndarray:
+    """(C,) tokens over all stages: each source has those its shares ask for, its documents in proportion to copies."""
+    J = p.shares.shape[1]
+    weight = np.where(p.allowed.any(axis=0), p.copies * p.usable.max(axis=0, initial=0), 0.0)
+    of_source = (p.shares * p.tokens[:, None]).sum(axis=0)
+    return weight * (of_source / np.maximum(np.bincount(p.source, weight, J), TINY))[p.source]
+
+
 def objective(p: Problem, x: np.ndarray) -> float:
     """What `fit` makes least, of any x (S, C) that meets the hard targets."""
     J = p.shares.shape[1]
@@ -101,8 +108,7 @@ def objective(p: Problem, x: np.ndarray) -> float:
         value += SPREAD * _kl(x[s] / p.tokens[s], reference(p)[s] / p.tokens[s])
         if asked:
             value += _kl(np.bincount(p.source, x[s], J) / p.tokens[s], p.shares[s])
-    copies = np.where(p.allowed.any(axis=0), p.copies * p.usable.max(axis=0, initial=0), 0)
-    return value + _kl((p.rate * x).sum(axis=0) / total, copies / copies.sum())
+    return value + _kl((p.rate * x).sum(axis=0) / total, asked_copies(p) / total)
 
 
 def _kl(a: np.ndarray, b: np.ndarray) -> float:

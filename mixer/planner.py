@@ -150,7 +150,7 @@ def _whys(p: Problem, fitted: Fit, i: int, planned: np.ndarray) -> Iterator[str]
 
 
 def _limits(p: Problem, fitted: Fit, cells: Cells) -> Iterator[Limit]:
-    for c in np.argsort(-fitted.cap_price * p.room, kind="stable").tolist():
+    for c in np.argsort(-fitted.cap_price * p.room / p.cap, kind="stable").tolist():  # most for a copy more first
         if fitted.cap_price[c] > 0:
             cell = cells[c]
             price = float(fitted.cap_price[c])
