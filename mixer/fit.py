@@ -87,8 +87,9 @@ def reference(p: Problem) -> np.ndarray:
     J = p.shares.shape[1]
     natural = np.where(p.allowed, p.usable * p.copies, 0.0)
     by_source = np.array([np.bincount(p.source, row, J) for row in natural])
-    share = np.where(p.asked[:, None], p.shares, by_source / np.maximum(by_source.sum(axis=1), TINY)[:, None])
-    scale = share * p.tokens[:, None] / np.maximum(by_source, TINY)
+    whole = np.maximum(by_source.sum(axis=1, keepdims=True), TINY)
+    share = np.where(p.asked[:, None], p.shares, by_source / whole)
+    scale = np.where(by_source > 0, share * p.tokens[:, None] / np.where(by_source > 0, by_source, 1.0), 0.0)
     return natural * scale[:, p.source]
 
 
@@ -97,7 +98,8 @@ def asked_copies(p: Problem) -> np.ndarray:
     J = p.shares.shape[1]
     weight = np.where(p.allowed.any(axis=0), p.copies * p.usable.max(axis=0, initial=0), 0.0)
     of_source = (p.shares * p.tokens[:, None]).sum(axis=0)
-    return weight * (of_source / np.maximum(np.bincount(p.source, weight, J), TINY))[p.source]
+    there = np.bincount(p.source, weight, J)
+    return weight * np.where(there > 0, of_source / np.where(there > 0, there, 1.0), 0.0)[p.source]
 
 
 def objective(p: Problem, x: np.ndarray) -> float:

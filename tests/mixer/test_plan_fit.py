@@ -56,7 +56,7 @@ def example() -> Problem:
     weights = {"a": 0.5, "b": 0.3, "c": 0.2}
     return problem_of(
         sums,
-        config({"tokens": 9000, "source_weights": weights}, {"tokens": 5000, "shares": {"short": 0.4, "long": 0.6}}),
+        config({"tokens": 20_000, "source_weights": weights}, {"tokens": 5000, "shares": {"short": 0.4, "long": 0.6}}),
     )
 
 
