@@ -15,7 +15,7 @@ from mixer.config import CLASSES, TIERS, MixConfig
 from mixer.problem import Cells, Problem, build
 from mixer.whole import whole
 
-MARGINS = (0.0, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 0.1)  # a linear programme's answer, rounded, may just miss
+MARGINS = (0.0, 1e-9, 1e-6, 1e-4, 1e-2, 0.1)  # a linear programme answers to about 1e-7, and is then rounded
 
 
 @dataclass(frozen=True)
