@@ -32,6 +32,11 @@ def make_plan(inventory: dict[str, Any], config: MixConfig) -> Plan:
     sources = sorted({cell["source"] for cell in everything})
     if mistakes := [*_source_mistakes(config, sources)]:
         raise UserError("\n".join(mistakes))
+    if not cells:
+        raise UserError(
+            "mix: there is no document to train on; all were removed, taken down (mix.exclude) or held out "
+            f"(mix.held_out.fraction {config.held_out.fraction:g}): add documents or lower these"
+        )
     problem = build(cells, sources, config)
     planned, missing = feasible.nearest(problem)
     if missing.any():

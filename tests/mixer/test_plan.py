@@ -133,3 +133,12 @@ def test_the_papers_curriculum_on_200_sources():
     assert plan.stages[3].classes["long"] == 10_400_000_000
     assert plan.stages[3].asked["source-007"] == pytest.approx(0.02)
     assert max(c.copies_after for c in plan.stages[3].cells) <= 4
+
+
+def test_what_is_just_enough_is_planned_and_nothing_at_all_is_told():
+    sums = inventory([("a", "low", "short", 1000), ("b", "low", "short", 1000)], stages=2)
+    weights = {"a": 1.0, "b": 0.0}
+    first, second = make_plan(sums, config({"tokens": 2000, "source_weights": weights}, {"tokens": 2000})).stages
+    assert [c.planned for c in first.cells] == [2000, 0] and [c.planned for c in second.cells] == [0, 2000]
+    with pytest.raises(UserError, match="there is no document to train on"):
+        make_plan(inventory([("a", "low", "short", 10, True)]), config({"tokens": 5}))
