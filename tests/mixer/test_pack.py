@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.draw import DRAWN
-from mixer.pack import add_counts, pack_window
+from mixer.guarantees import add_counts
+from mixer.pack import pack_window
 from mixer.shards import StageInfo
 
 EOS = 7
