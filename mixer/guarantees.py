@@ -104,8 +104,8 @@ def summary(counts: dict[str, Any], stage: StagePlan, caps: dict[str, int]) -> d
         "pieces_per_cut_document": counts["pieces"] / max(1, counts["cut"]),
         "segments_per_sequence": counts["segments"] / max(1, sequences),
         "sum_of_squares": {
-            "p50": _quantile(cost["bins"], 0.5),
-            "p99": _quantile(cost["bins"], 0.99),
+            "p50": min(_quantile(cost["bins"], 0.5), cost["max"]),
+            "p99": min(_quantile(cost["bins"], 0.99), cost["max"]),
             "max": cost["max"],
         },
         "order_length_correlation": _correlation(sequences, *counts["order"]),
