@@ -26,9 +26,11 @@ WINDOW = 64_000_000
 BATCHES = ((64, 8), (256, 8), (256, 64), (1024, 8), (1024, 64))  # sequences, ranks
 
 
-def document_lengths(tokens: int, sigma: float, seed: int) -> np.ndarray:
-    """About `tokens` tokens in documents of 1,500 on average, at most 16 million."""
-    draws = np.random.default_rng(seed).lognormal(np.log(1500) - sigma**2 / 2, sigma, 2 * tokens // 1500)
+def document_lengths(context: int, sigma: float, seed: int) -> np.ndarray:
+    """A window of documents of 1,500 tokens on average, at most 16 million; that its last sequence is full is luck."""
+    rng = np.random.default_rng(seed)
+    tokens = max(WINDOW, 256 * context) + rng.integers(context)
+    draws = rng.lognormal(np.log(1500) - sigma**2 / 2, sigma, 2 * tokens // 1500)
     lengths = np.clip(draws, 1, 1 << 24).astype(np.int64)
     return lengths[: np.searchsorted(np.cumsum(lengths), tokens)]
 
@@ -50,7 +52,7 @@ def measure(context: int, sigma: float, windows: int) -> tuple[dict[str, float],
     seconds = documents = sequences = packed = cut = 0
     costs = []
     for seed in range(windows + 1):  # the first warms up
-        lengths = document_lengths(max(WINDOW, 256 * context), sigma, seed)
+        lengths = document_lengths(context, sigma, seed)
         drawn = window_of(lengths, pa.nulls(len(lengths), pa.large_binary()), seed)
         began = time.thread_time()
         item, segments = arrange(drawn, lengths, stage(context), "split", seed)
@@ -108,8 +110,8 @@ def greedy_concatenation(lengths: np.ndarray, context: int) -> np.ndarray:
 
 def peers(context: int, sigma: float, documents: int) -> dict[str, float]:
     """On the same pieces: documents/s of both packers; part of the fitting documents that concatenation cuts."""
-    lengths = document_lengths(4 * 1500 * documents, sigma, 0)[:documents]
-    fitting = np.minimum(lengths, context)
+    lengths = document_lengths(context, sigma, 0)[:documents]
+    documents, fitting = len(lengths), np.minimum(lengths, context)
     seconds: list[float] = []
     sizes = []
     packers: tuple[Callable[[np.ndarray, int], np.ndarray | list[int]], ...] = (best_fit, segment_tree_best_fit)
@@ -153,7 +155,7 @@ def print_balance(costs: np.ndarray) -> dict[str, float]:
 
 def peak_memory(context: int, sigma: float) -> float:
     """GB that this process held at most, having packed a window of 32-bit ids last."""
-    lengths = document_lengths(256 * context, sigma, 0)
+    lengths = document_lengths(context, sigma, 0)
     ends = 4 * np.concatenate([[0], np.cumsum(lengths)])
     data = pa.py_buffer(np.ones(ends[-1] // 4, np.uint32))
     ids = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(lengths), [None, pa.py_buffer(ends), data])

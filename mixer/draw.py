@@ -116,21 +116,23 @@ def _copies(hashes: np.ndarray, cell: np.ndarray, plan: Plan, stage: StagePlan) 
     """(copies of each item that earlier stages drew, that this one draws); the plan's table of places says how."""
     table = plan.places.filter(pc.equal(plan.places["held_out"], stage.name == HELD_OUT))
     knots, cumulative, copies = (table[name].combine_chunks() for name in ("knots", "cumulative", "copies"))
-    starts, bounds = knots.offsets.to_numpy().astype(np.int64), cumulative.offsets.to_numpy().astype(np.int64)
-    cells = np.repeat(np.arange(len(table)), np.diff(starts))
+    sizes = pc.list_value_length(knots).to_numpy(zero_copy_only=False).astype(np.int64)
+    cells = np.repeat(np.arange(len(table)), sizes)
     lines = (cells << 32) | knots.flatten().to_numpy()
     piece = np.searchsorted(lines, (cell << 32) | hashes, side="right") - 1
-    if len(piece) and (cells[piece] != cell).any():
-        raise UserError("a partition has documents that the plan's table of places lacks; plan the mixture again")
     exact = table["exact"].to_numpy()[cell]
+    strange = exact & (lines[piece] != ((cell << 32) | hashes))
+    if (strange | (cells[piece] != cell)).any():
+        raise UserError("a partition has documents that the plan's table of places lacks; plan the mixture again")
     within = np.where(exact, 0.5, (hashes - (lines[piece] & 0xFFFFFFFF)) / 2.0**WITHIN)
     cumulative = cumulative.flatten().to_numpy()
-    at = piece - starts[cell] + bounds[cell] - bounds[0]
+    at = piece + cell  # each cell's list has one more than it has knots
     place = np.minimum(cumulative[at] + within * (cumulative[at + 1] - cumulative[at]), LAST_PLACE)
-    nth_stage = 0 if stage.name == HELD_OUT else stage.index
-    cuts = np.array(copies.to_pylist(), np.float64).reshape(len(table), -1)
+    nth_stage, stages = (0, 1) if stage.name == HELD_OUT else (stage.index, len(plan.stages))
+    cuts = copies.flatten().to_numpy().reshape(-1, stages + 1)
     first, last = (np.floor(cuts[cell, nth_stage + i] + place).astype(np.int64) for i in (0, 1))
-    assert (last <= table["cap"].to_numpy()[cell]).all(), "a document is drawn more often than its tier's cap"
+    if (last > table["cap"].to_numpy()[cell]).any():
+        raise UserError(f"stage {stage.name} draws a document more often than its tier's cap; report it")
     return first, last - first
 
 

@@ -153,8 +153,10 @@ def _quantile(bins: dict[str, int], part: float) -> int:
 
 def _correlation(n: int, sums: float, squares: float, products: float) -> float:
     """Of the places 0..n-1 with values of these sums (and products with their places)."""
-    spread = (n * squares - sums**2) * (n**2 * (n**2 - 1) / 12)
-    return (n * products - n * (n - 1) / 2 * sums) / sqrt(spread) if spread > 1e-9 * n * squares else 0.0
+    spread = n * squares - sums**2
+    if spread <= 1e-9 * n * squares:
+        return 0.0  # all alike
+    return (n * products - n * (n - 1) / 2 * sums) / sqrt(spread * n**2 * (n**2 - 1) / 12)
 
 
 def _by_cell(segments: np.ndarray, info: StageInfo) -> list[dict[str, Any]]:

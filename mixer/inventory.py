@@ -201,8 +201,8 @@ def add_inventories(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 continue
             for name in ("documents", "tokens", "usable", "buckets"):
                 cell[name] = cell[name] + (np.array(row[name]) if isinstance(row[name], list) else row[name])
-            both = cell.get("items"), row.get("items")
-            few = all(both) and sum(len(items[0]) for items in both) <= EXACT
+            both = [items for items in (cell.get("items"), row.get("items")) if items]
+            few = len(both) == 2 and sum(len(items[0]) for items in both) <= EXACT
             cell["items"] = _in_order(np.concatenate(both, axis=1)) if few else None
     total["cells"] = [
         cells[key] | {name: cells[key][name].tolist() for name in ("usable", "buckets")} for key in sorted(cells)

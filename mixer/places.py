@@ -102,6 +102,7 @@ def places(
 
 
 def _line(cell: dict[str, Any], splits: list[bool], cap: int) -> _Line:
+    """splits: of each stage, whether it packs all tokens of a document, however long."""
     if cell.get("items"):
         columns = np.array(cell["items"], np.int64)
         knots, piece = np.unique(columns[0], return_inverse=True)
@@ -110,8 +111,8 @@ def _line(cell: dict[str, Any], splits: list[bool], cap: int) -> _Line:
         usable = [tokens if split else next(rest) for split in splits]
     else:
         knots, tokens = np.arange(BUCKETS) << WITHIN, np.array(cell["buckets"], np.float64)
-        parts = cell["usable"] if len(splits) == len(cell["usable"]) else [cell["tokens"]]
-        usable = [tokens * (part / max(1, cell["tokens"])) for part in parts]
+        left = [1 if split else cell["usable"][i] / max(1, cell["tokens"]) for i, split in enumerate(splits)]
+        usable = [tokens * part for part in left]
     sums = [np.concatenate([[0.0], np.cumsum(u[::-1])]) for u in usable]
     return _Line(knots, tokens, sums, bool(cell.get("items")), cap)
 

@@ -93,7 +93,9 @@ def test_places_follow_a_density(pieces):
     if area == 0:
         return
     ends = np.cumsum([0, *(w for w, _, _ in pieces)]) / width
-    knots = [(x, d / area) for (_, a, b), x, y in zip(pieces, ends[:-1], ends[1:], strict=True) for x, d in ((x, a), (y, b))]
+    knots = [
+        (x, d / area) for (_, a, b), x, y in zip(pieces, ends[:-1], ends[1:], strict=True) for x, d in ((x, a), (y, b))
+    ]
     uniform = np.linspace(0, 2.0**64 - 4096, 20_000).astype(np.uint64)
     places = at_density(uniform, knots)
     assert (places[1:] >= places[:-1]).all()
@@ -175,6 +177,12 @@ def test_held_out_documents_are_drawn_once_and_never_for_training():
         assert not set(held_out) & set(drawn(PARTS, inventories, plan, stage.name)["doc"].to_pylist())
 
 
+def test_no_held_out_documents_are_no_special_case():
+    inventories, plan = planned(PARTS[:1], config({"tokens": 5000}, held_out={"fraction": 0}))
+    assert drawn(PARTS[:1], inventories, plan, "held-out").equals(DRAWN.empty_table())
+    assert len(draw(inventories[0].slice(0, 0), PARTS[0].tokens, plan, "s0")) == 0
+
+
 def test_the_ids_are_the_documents_own():
     inventories, plan = planned(PARTS, config(*STAGES))
     for row in drawn(PARTS, inventories, plan, "s1").to_pylist():
@@ -188,6 +196,9 @@ def test_tables_that_do_not_belong_together_are_refused():
     other, _ = planned(PARTS[1:2], config({"tokens": 5000}))
     with pytest.raises(UserError, match="source 'books' is not in the plan"):
         draw(other[0], PARTS[1].tokens, plan, "s0")
+    more, _ = planned([partition(0, PARTS[0].tokens["n_tokens"].to_pylist(), duplicates=0)], config({"tokens": 5000}))
+    with pytest.raises(UserError, match="table of places lacks"):  # documents that were duplicates then
+        draw(more[0], PARTS[0].tokens, plan, "s0")
     with pytest.raises(UserError, match="other documents than the inventory"):
         draw(inventories[0], PARTS[1].tokens, plan, "s0")
 

@@ -166,6 +166,8 @@ def test_totals_follow_from_the_sequences_of_all_windows():
     by_class = {name: share for name, (_, share) in totals["shares"]["length_class"].items()}
     assert sum(by_class.values()) == pytest.approx(1) and by_class["short"] > 0.2
     assert broken(totals, 50) == []
+    alike = add_counts(pack_window(items([50] * n), info(50), "split", 0).counts for n in (300, 200))
+    assert summary(alike, STAGE, CAPS)["order_length_correlation"] == 0
 
 
 @pytest.mark.parametrize(
