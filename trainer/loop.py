@@ -3,18 +3,18 @@
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from dataprep.storage import UserError, absolute, is_local, join, read_json, write_json
-from mixer.reader import ShardLog
+from mixer.reader import Batch, ShardLog
 from trainer import checkpoint, hf
 from trainer.checkpoint import Damaged, Progress
 from trainer.config import TrainConfig
-from trainer.data import available, micro_batches
+from trainer.data import pack, read_ahead
 from trainer.evaluate import evaluate
 from trainer.metrics import Metrics, loss_by_source, mean_by_source
 from trainer.model import Decoder
@@ -26,12 +26,12 @@ HELD_OUT = "held-out"
 DONE = "done.json"
 
 
-def open_log(root: str, stage: str) -> ShardLog:
+def open_log(root: str, stage: str, quarantined: Literal["stop", "mask"] = "stop") -> ShardLog:
     """The shards of a stage, by the name they were published under in `latest/`."""
     entry = read_json(join(root, "latest", f"pack-{stage}.json"))
     if entry is None:
         raise UserError(f"{root} holds no shards of stage {stage}; plan and pack it first (jobs/mix.py)")
-    return ShardLog(join(root, entry["directory"]))
+    return ShardLog(join(root, entry["directory"]), quarantined)
 
 
 def local_root(root: str) -> str:
@@ -87,7 +87,7 @@ def train_stage(
     config: TrainConfig, root: str, stage: str, directory: Path, previous: Path | None, ranks: World
 ) -> dict[str, Any]:
     """Train one stage to the end of its shards, which may still be growing; returns what done.json says."""
-    log = open_log(root, stage)
+    log = open_log(root, stage, config.quarantined)
     model = build_model(config, log.stage.vocab_size, log.stage.rope_base, ranks)
     optimizer = build_optimizer(config, model)
     progress = start(stage, directory, previous, log, model, optimizer, ranks)
@@ -99,18 +99,18 @@ def train_stage(
     metrics = Metrics(directory, stage, log.stage.tokens, progress.step) if ranks.rank == 0 else None
     saved = progress.step if progress.sequence else -1
 
-    batch = max(1, config.batch_tokens // log.stage.context)
-    while (stop := available(log, progress.sequence + batch, ranks)) > progress.sequence:
-        began = time.perf_counter()
-        record = step(model, optimizer, log, progress, stop, config, ranks)
-        if metrics is not None:
-            record["tokens_per_second"] = (record["tokens"] - progress.tokens) / (time.perf_counter() - began)
-            metrics.log(record)
-        progress.step, progress.sequence = record["step"], stop
-        progress.tokens, progress.stage_tokens = record["tokens"], record["stage_tokens"]
-        if progress.step % config.checkpoint_steps == 0:
-            checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
-            saved = progress.step
+    with read_ahead(log, config, progress.sequence, progress.tokens - progress.stage_tokens, ranks) as steps:
+        for batch in steps:
+            began = time.perf_counter()
+            record = step(model, optimizer, log, progress, batch.parts, config, ranks)
+            if metrics is not None:
+                record["tokens_per_second"] = (record["tokens"] - progress.tokens) / (time.perf_counter() - began)
+                metrics.log(record)
+            progress.step, progress.sequence = record["step"], batch.stop
+            progress.tokens, progress.stage_tokens = record["tokens"], record["stage_tokens"]
+            if progress.step % config.checkpoint_steps == 0:
+                checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
+                saved = progress.step
 
     if saved != progress.step:
         checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
@@ -153,11 +153,11 @@ def start(
 
 
 def step(
-    model: Decoder, optimizer: torch.optim.Optimizer, log: ShardLog, progress: Progress, stop: int,
+    model: Decoder, optimizer: torch.optim.Optimizer, log: ShardLog, progress: Progress, parts: list[Batch],
     config: TrainConfig, ranks: World,
 ) -> dict[str, Any]:  # fmt: skip
-    """One optimiser step on the sequences from `progress.sequence` to `stop`; returns its metrics."""
-    batches = list(micro_batches(log, progress.sequence, stop, config, ranks))
+    """One optimiser step on this rank's micro-batches; returns its metrics."""
+    batches = [pack(part, config.model.block, ranks.device) for part in parts]
     counts = torch.tensor([[(b.target_T >= 0).sum(), b.real_T.sum()] for b in batches], device=ranks.device).sum(0)
     targets, tokens = ranks.sum(counts).tolist()
     stage_tokens = progress.stage_tokens + tokens
