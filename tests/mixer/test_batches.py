@@ -75,9 +75,9 @@ def test_resume_goes_on_from_a_place_and_refuses_another_log(log):
     assert place == first[-1].after == Place("plan", "main", 3, 30)
     rest = list(Batches(log, sizes, place))
     assert [s.start for s in (*first, *rest)] == list(range(0, TOTAL, 10))
-    with pytest.raises(UserError, match="the run reads plan other, .* holds plan plan"):
+    with pytest.raises(UserError, match=r"the run reads plan other, .* holds plan plan"):
         Batches(log, sizes, Place("other", "main", 3, 30))
-    with pytest.raises(UserError, match="the run reads stage base, .* holds stage main"):
+    with pytest.raises(UserError, match=r"the run reads stage base, .* holds stage main"):
         Batches(log, sizes, Place("plan", "base", 3, 30))
     with pytest.raises(UserError, match=f"sequence {TOTAL + 1} of stage main: .* ends at {TOTAL}"):
         Batches(log, sizes, Place("plan", "main", 3, TOTAL + 1))

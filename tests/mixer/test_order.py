@@ -6,11 +6,9 @@ that place. The global batches of all of them must be those of an undisturbed ru
 """
 
 import json
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
