@@ -36,7 +36,7 @@ def print_stats(stage: StageInfo, ended: bool, totals: dict[str, Any]) -> None:
     table = Table(title=f"stage {stage.stage}{'' if ended else ', still being packed'}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
-    for name, value in totals.items():
+    for name, value in sorted(totals.items()):
         if isinstance(value, int | float):
             table.add_row(name.replace("_", " "), f"{value:,}")
     packed = sum(row["tokens"] for row in totals.get("cells", []))

@@ -133,7 +133,7 @@ def checksums(tokens: np.ndarray, segments: np.ndarray) -> dict[str, str]:
     """A batch's custom metadata: xxh3-64 over the token bytes, and over the stored segment columns one by one."""
     digest = xxhash.xxh3_64()
     for name, stored in STORED.items():
-        digest.update(segments[name].astype(stored.to_pandas_dtype()).tobytes())
+        digest.update(segments[name].astype(str(stored)).tobytes())
     digest.update(segments["start"].tobytes())  # says which segment begins a row
     return {"xxh3": xxhash.xxh3_64_hexdigest(np.ascontiguousarray(tokens).data), "xxh3_segments": digest.hexdigest()}
 
@@ -161,6 +161,6 @@ def _token_column(rows: np.ndarray) -> pa.Array:
 
 
 def _segment_column(segments: np.ndarray, offsets: np.ndarray) -> pa.Array:
-    columns = [pa.array(segments[name].astype(stored.to_pandas_dtype())) for name, stored in STORED.items()]
+    columns = [pa.array(segments[name].astype(str(stored))) for name, stored in STORED.items()]
     structs = pa.StructArray.from_arrays(columns, fields=[pa.field(n, t) for n, t in STORED.items()])
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), structs)
