@@ -103,7 +103,7 @@ def test_inspect_shows_the_text_and_nothing_that_a_terminal_obeys(packed, capsys
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
         headers = re.findall(r"^── \d+\.\.\d+ doc (\d+),", text, re.M)
         assert [int(doc) for doc in headers] == batch.segments["doc"].tolist()
-        assert ("\\x1b[2J\\x1b]0;title\\x07" in text) >= (sequence in hostile[:1])
+        assert "\\x1b[2J\\x1b]0;title\\x07" in text or sequence != hostile[0]
         for s in batch.segments[batch.segments["offset"] == 0]:
             begin = json.loads(raw[int(s["doc"])])["text"][:12]
             assert begin in text

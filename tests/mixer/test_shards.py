@@ -103,6 +103,31 @@ def test_following_a_log_while_it_is_written_out_of_order(tmp_path):
     assert ShardLog(directory).wait(10**9) == position
 
 
+def test_many_commits_are_asked_for_at_once(tmp_path, monkeypatch):
+    """A log of thousands of shards that has not ended, on an object store, must not cost a round trip for each."""
+    info = stage(48)
+    info.save(str(tmp_path))
+    write(str(tmp_path), 0, info, 3)
+    commit = tmp_path / "00000.commit.json"
+    for shard in range(1, 200):
+        (tmp_path / f"{shard:05d}.commit.json").write_bytes(commit.read_bytes())
+    lock, at_once, most = threading.Lock(), [0], [0]
+    load = Commit.load
+
+    def slow(directory, key):
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        time.sleep(0.01)
+        with lock:
+            at_once[0] -= 1
+        return load(directory, key)
+
+    monkeypatch.setattr("mixer.reader.Commit.load", slow)
+    assert ShardLog(str(tmp_path)).wait(600) == 600
+    assert most[0] > 16
+
+
 def test_a_gap_is_not_read_over(tmp_path):
     stage().save(str(tmp_path))
     write(str(tmp_path), 0, stage(), 70)
