@@ -1,15 +1,11 @@
-"""A stage's global batches, in order: where a run is, how large its steps are, which slice a rank takes, read ahead."""
+"""A stage's global batches, in order: where a run is, how large its steps are, and which slices a rank takes."""
 
-import queue
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from dataprep.storage import UserError
 from mixer.reader import Batch, ShardLog
-
-AHEAD = 2  # steps that wait in the queue
 
 
 @dataclass(frozen=True)
@@ -74,22 +70,17 @@ class BatchSizes:
             yield start, cursor
 
 
-def slices(start: int, stop: int, rank: int, ranks: int, rows: int) -> Iterator[tuple[int, int]]:
+def slices(start: int, stop: int, rank: int, ranks: int, rows: int, together: int = 1) -> Iterator[tuple[int, int]]:
     """This rank's slices of the global batch [start, stop), one per micro-batch of at most `rows` sequences.
 
-    Every rank gets as many; one left without a sequence of its own gets an empty slice.
+    Every rank gets as many; one left without a sequence of its own gets an empty slice. Runs of `together` sequences,
+    counted from `start`, are not divided (rows: a multiple of it).
     """
     for first in range(start, stop, rows * ranks):
-        n = min(rows * ranks, stop - first)
-        yield first + n * rank // ranks, first + n * (rank + 1) // ranks
-
-
-def read_slices(
-    log: ShardLog, start: int, stop: int, rank: int = 0, ranks: int = 1, rows: int = 1 << 62
-) -> Iterator[Batch]:
-    """This rank's micro-batches of the global batch [start, stop); for an empty slice, one masked sequence."""
-    for a, b in slices(start, stop, rank, ranks, rows):
-        yield log.read(a, b) if a < b else Batch.masked(log.stage, 1)
+        last = min(first + rows * ranks, stop)
+        runs = -(-(last - first) // together)
+        a, b = (min(first + runs * r // ranks * together, last) for r in (rank, rank + 1))
+        yield a, b
 
 
 @dataclass(frozen=True)
@@ -103,11 +94,10 @@ class Step:
 
 
 class Batches:
-    """A rank's share of a stage's global batches from `place` on, read by a background thread.
+    """A rank's share of a stage's global batches from `place` on, the next one read while this one is used.
 
     Iterating waits for the packer and ends with the stage, whose last step may be smaller. Every rank finds the same
-    steps without asking the others. An error in the thread is raised where the next step is asked for. The log is the
-    thread's until `close`, which a `with` block does.
+    steps without asking the others. `close`, which a `with` block does, stops the log's thread.
     """
 
     def __init__(
@@ -117,31 +107,30 @@ class Batches:
         place: Place | None = None,
         rank: int = 0,
         ranks: int = 1,
-        rows: int = 1 << 62,
+        rows: int = 1 << 40,
         timeout: float = 60.0,
     ):
         """rows: most sequences of a micro-batch. timeout: as `ShardLog.wait`'s. Raises UserError as `Place.check`."""
         self.place = place or Place(log.stage.plan, log.stage.stage)
         self.place.check(log)
-        self._closed = threading.Event()
-        self._queue: queue.Queue[Step | BaseException | None] = queue.Queue(AHEAD)
-        work = self._steps(log, sizes, self.place, (rank, ranks, rows), timeout)
-        self._thread = threading.Thread(target=self._run, args=(work,), name="read ahead", daemon=True)
-        self._thread.start()
+        self._log, self._sizes, self._timeout = log, sizes, timeout
+        self._rank, self._ranks, self._rows = rank, ranks, rows
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Step:
         """The next step; `place` is then the one after it."""
-        if self._closed.is_set():
+        log, start = self._log, self.place.cursor
+        wanted = start + self._sizes.at(start)
+        stop = min(wanted, log.wait(wanted, self._timeout))
+        if stop == start:
             raise StopIteration
-        found = self._queue.get()
-        if isinstance(found, Step):
-            self.place = found.after
-            return found
-        self.close()
-        raise found or StopIteration
+        mine = self._slices(start, stop)
+        log.read_ahead([*mine, *self._slices(stop, stop + self._sizes.at(stop))])
+        parts = [log.read(a, b) if a < b else Batch.masked(log.stage, 1) for a, b in mine]
+        self.place = Place(self.place.plan, self.place.stage, self.place.step + 1, stop)
+        return Step(start, stop, parts, self.place)
 
     def __enter__(self) -> "Batches":
         return self
@@ -150,30 +139,7 @@ class Batches:
         self.close()
 
     def close(self) -> None:
-        """Stop the thread and wait for its end."""
-        self._closed.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.05)  # it may be waiting for room
-            except queue.Empty:
-                continue
+        self._log.close()
 
-    def _run(self, work: Iterator[Step]) -> None:
-        try:
-            for step in work:
-                self._queue.put(step)
-            self._queue.put(None)
-        except BaseException as error:
-            self._queue.put(error)
-
-    def _steps(
-        self, log: ShardLog, sizes: BatchSizes, place: Place, slice_: tuple[int, int, int], timeout: float
-    ) -> Iterator[Step]:
-        while not self._closed.is_set():
-            wanted = place.cursor + sizes.at(place.cursor)
-            stop = min(wanted, log.wait(wanted, timeout, self._closed.is_set))
-            if stop == place.cursor or self._closed.is_set():
-                return
-            parts = list(read_slices(log, place.cursor, stop, *slice_))
-            start, place = place.cursor, Place(place.plan, place.stage, place.step + 1, stop)
-            yield Step(start, stop, parts, place)
+    def _slices(self, start: int, stop: int) -> list[tuple[int, int]]:
+        return list(slices(start, stop, self._rank, self._ranks, self._rows))

@@ -1,9 +1,10 @@
 """Reading a stage's shard log by global sequence number, also while it is still being written."""
 
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ __all__ = ["SEGMENT", "Batch", "Damaged", "ShardFile", "ShardLog", "StageInfo"]
 POLL_SECONDS = 0.05, 2.0  # from the first look to the slowest
 REQUESTS = 32  # commits that are asked for at once
 MOST_COMMITS = 512  # ... in one round
+MOST_AHEAD = 64  # ranges that wait, read, for whoever asked for them
 REMOTE_BLOCK = 1 << 20  # bytes that are read ahead from an object store, where no cache keeps whole shards
 AGAIN = "remove it and its commit, and pack again"
 T = TypeVar("T")
@@ -52,7 +54,7 @@ class Damaged(UserError):
 class ShardLog:
     """The sequences of one stage, numbered from 0 in training order.
 
-    stage: what stage.json says. Any fsspec path. Not safe for several threads at once.
+    stage: what stage.json says. Any fsspec path. `read_ahead` starts a thread; otherwise for one thread at a time.
     """
 
     def __init__(self, directory: str, quarantined: Literal["stop", "mask"] = "stop", cache: ShardCache | None = None):
@@ -70,6 +72,9 @@ class ShardLog:
         self._ended = False
         self._files: OrderedDict[int, ShardFile] = OrderedDict()
         self._batches: OrderedDict[tuple[int, int], Batch] = OrderedDict()
+        self._reading = threading.Lock()  # held by who uses the two above
+        self._ahead: dict[tuple[int, int], Future[Batch]] = {}
+        self._thread: ThreadPoolExecutor | None = None
 
     @property
     def ended(self) -> bool:
@@ -81,17 +86,16 @@ class ShardLog:
                 self._ends = np.cumsum(end["shard_sequences"], dtype=np.int64).tolist()
         return self._ended
 
-    def wait(self, sequences: int, timeout: float = 60.0, stopped: Callable[[], bool] = lambda: False) -> int:
+    def wait(self, sequences: int, timeout: float = 60.0) -> int:
         """Block until `sequences` are committed in order, or the stage has ended; return how many there are.
 
         timeout: seconds the packer's heartbeat may stand still. It is watched for change, not compared with this
-        machine's clock. stopped: asked now and then whether to give up, and return what there is. Raises UserError
-        when the packer has failed or its heartbeat has stopped.
+        machine's clock. Raises UserError when the packer has failed or its heartbeat has stopped.
         """
         pause, longest = POLL_SECONDS
         last_beat: Any = None
         seen = time.monotonic()
-        while (there := self._committed()) < sequences and not self.ended and not stopped():
+        while (there := self._committed()) < sequences and not self.ended:
             beat = read_json(self._heartbeat) or {}
             if "failed" in beat:
                 raise UserError(f"packing of stage {self.stage.stage} failed: {beat['failed']}; mend it and pack again")
@@ -112,13 +116,39 @@ class ShardLog:
             raise UserError(
                 f"stage {self.stage.stage} has sequences 0..{self._length} at {self.directory}, not {start}..{stop}"
             )
+        ahead = self._ahead.pop((start, stop), None)
+        return ahead.result() if ahead else self._read(start, stop)
+
+    def read_ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Say which ranges will be read next, in order: a thread begins with those that are committed.
+
+        What was read for earlier calls and is not among them is forgotten. A damaged batch is told to who reads it.
+        """
+        kept = {span: ahead for span, ahead in self._ahead.items() if span in ranges}
+        for span in self._ahead.keys() - kept:
+            self._ahead[span].cancel()
+        self._ahead = kept
+        for start, stop in ranges[:MOST_AHEAD]:
+            if start < stop <= self._length and (start, stop) not in kept:
+                self._thread = self._thread or ThreadPoolExecutor(1, "read ahead")
+                kept[start, stop] = self._thread.submit(self._read, start, stop)
+
+    def close(self) -> None:
+        """Stop the thread that reads ahead."""
+        self._ahead = {}
+        if self._thread:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
+
+    def _read(self, start: int, stop: int) -> Batch:
         parts = []
         shard = int(np.searchsorted(self._ends, start, side="right"))
         while start < stop:
             shard_start, shard_stop = self.span(shard)
             if start < shard_stop:
                 number, skip = divmod(start - shard_start, self.stage.batch_rows)
-                batch = self._batch(shard, number)
+                with self._reading:
+                    batch = self._batch(shard, number)
                 part = _rows(batch, skip, min(len(batch.tokens), skip + stop - start))
                 parts.append(part)
                 start += len(part.tokens)
@@ -225,7 +255,11 @@ class ShardFile:
             batch = _decode(arrow)
             shape_fits = batch.tokens.shape == (rows, self._stage.context) and batch.tokens.dtype == self._stage.dtype
             intact = checksums(batch.tokens, batch.segments) == {k.decode(): v.decode() for k, v in stored.items()}
-        except (pa.ArrowException, OSError, ValueError, AttributeError, KeyError):
+        except (pa.ArrowException, ValueError, AttributeError, KeyError):
+            return None
+        except OSError as error:
+            if error.errno:  # the disk or the network, not the content
+                raise
             return None
         return batch if intact and shape_fits else None
 
@@ -235,7 +269,9 @@ class ShardFile:
             return pa.ipc.open_file(self._source(), options=pa.ipc.IpcReadOptions(use_threads=False))
         except FileNotFoundError:
             raise Damaged(f"{self.path} is missing though its commit is there; {AGAIN}", "no file") from None
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
             raise Damaged(f"{self.path} is damaged: no Arrow file any more; {AGAIN}", "no Arrow file") from None
 
     def _source(self) -> pa.NativeFile:

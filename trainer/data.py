@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer.batches import Batches, BatchSizes, Place, read_slices
+from mixer.batches import slices
 from mixer.reader import Batch, ShardLog
 from trainer.attention import Layout
 from trainer.config import TrainConfig
@@ -30,12 +30,12 @@ class Packed:
         return self.source_T >= 0
 
 
-def pack(batch: Batch, block: int, device: torch.device | str = "cpu") -> Packed:
+def pack(batch: Batch, block: int, device: torch.device | str = "cpu", masked: bool = False) -> Packed:
     """Lay a batch of sequences end to end.
 
     Every segment is a document of its own to the model, and so is the padding after a row's last. A segment's last
     token has no target: what follows belongs to another document. EOS is learned, as the target of the token before
-    it.
+    it. `masked`: everything counts as padding (for a rank that has no sequence of its own).
     """
     rows, context = batch.tokens.shape
     segments = batch.segments
@@ -43,7 +43,7 @@ def pack(batch: Batch, block: int, device: torch.device | str = "cpu") -> Packed
     edges = np.unique(np.concatenate([start, start + segments["length"], np.arange(rows + 1) * context]))
 
     source = np.full(rows * context, -1, np.int64)
-    if len(start):
+    if not masked and len(start):
         at = np.searchsorted(start, edges[:-1]).clip(max=len(start) - 1)
         codes = np.where(start[at] == edges[:-1], segments["source"][at].astype(np.int64), -1)
         source = np.repeat(codes, np.diff(edges))
@@ -68,21 +68,10 @@ def micro_batches(log: ShardLog, start: int, stop: int, config: TrainConfig, wor
     Every rank gets the same number of parts. One left without a sequence of its own computes on a masked one, so that
     all take part in every collective.
     """
-    for part in read_slices(log, start, stop, world.rank, world.size, micro_rows(config, log.stage.context)):
-        yield pack(part, config.model.block, world.device)
-
-
-def read_ahead(log: ShardLog, config: TrainConfig, cursor: int, before: int, world: World) -> Batches:
-    """A stage's global batches from sequence `cursor` on, this rank's micro-batches read in the background.
-
-    before: tokens seen in earlier stages, for `batch_marks`. Close it (or use it in a `with` block).
-    """
-    context = log.stage.context
-    sizes = BatchSizes(context, config.batch_tokens, config.batch_marks, before)
-    place = Place(log.stage.plan, log.stage.stage, cursor=cursor)
-    return Batches(log, sizes, place, world.rank, world.size, micro_rows(config, context))
-
-
-def micro_rows(config: TrainConfig, context: int) -> int:
-    """Sequences of one forward pass."""
-    return max(1, config.micro_tokens // context)
+    rows = max(1, config.micro_tokens // log.stage.context)
+    mine = list(slices(start, stop, world.rank, world.size, rows))
+    # The next step is most likely as large as this one; if not, its parts are read when it comes.
+    log.read_ahead([*mine, *slices(stop, 2 * stop - start, world.rank, world.size, rows)])
+    for a, b in mine:
+        batch = log.read(a, b) if a < b else Batch.masked(log.stage, 1)
+        yield pack(batch, config.model.block, world.device, masked=a == b)

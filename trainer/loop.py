@@ -10,11 +10,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from dataprep.storage import UserError, absolute, is_local, join, read_json, write_json
-from mixer.reader import Batch, ShardLog
+from mixer.reader import ShardLog
 from trainer import checkpoint, hf
 from trainer.checkpoint import Damaged, Progress
 from trainer.config import TrainConfig
-from trainer.data import pack, read_ahead
+from trainer.data import available, micro_batches
 from trainer.evaluate import evaluate
 from trainer.metrics import Metrics, loss_by_source, mean_by_source
 from trainer.model import Decoder
@@ -99,18 +99,18 @@ def train_stage(
     metrics = Metrics(directory, stage, log.stage.tokens, progress.step) if ranks.rank == 0 else None
     saved = progress.step if progress.sequence else -1
 
-    with read_ahead(log, config, progress.sequence, progress.tokens - progress.stage_tokens, ranks) as steps:
-        for batch in steps:
-            began = time.perf_counter()
-            record = step(model, optimizer, log, progress, batch.parts, config, ranks)
-            if metrics is not None:
-                record["tokens_per_second"] = (record["tokens"] - progress.tokens) / (time.perf_counter() - began)
-                metrics.log(record)
-            progress.step, progress.sequence = record["step"], batch.stop
-            progress.tokens, progress.stage_tokens = record["tokens"], record["stage_tokens"]
-            if progress.step % config.checkpoint_steps == 0:
-                checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
-                saved = progress.step
+    batch = max(1, config.batch_tokens // log.stage.context)
+    while (stop := available(log, progress.sequence + batch, ranks)) > progress.sequence:
+        began = time.perf_counter()
+        record = step(model, optimizer, log, progress, stop, config, ranks)
+        if metrics is not None:
+            record["tokens_per_second"] = (record["tokens"] - progress.tokens) / (time.perf_counter() - began)
+            metrics.log(record)
+        progress.step, progress.sequence = record["step"], stop
+        progress.tokens, progress.stage_tokens = record["tokens"], record["stage_tokens"]
+        if progress.step % config.checkpoint_steps == 0:
+            checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
+            saved = progress.step
 
     if saved != progress.step:
         checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
@@ -153,11 +153,11 @@ def start(
 
 
 def step(
-    model: Decoder, optimizer: torch.optim.Optimizer, log: ShardLog, progress: Progress, parts: list[Batch],
+    model: Decoder, optimizer: torch.optim.Optimizer, log: ShardLog, progress: Progress, stop: int,
     config: TrainConfig, ranks: World,
 ) -> dict[str, Any]:  # fmt: skip
-    """One optimiser step on this rank's micro-batches; returns its metrics."""
-    batches = [pack(part, config.model.block, ranks.device) for part in parts]
+    """One optimiser step on the sequences from `progress.sequence` to `stop`; returns its metrics."""
+    batches = list(micro_batches(log, progress.sequence, stop, config, ranks))
     counts = torch.tensor([[(b.target_T >= 0).sum(), b.real_T.sum()] for b in batches], device=ranks.device).sum(0)
     targets, tokens = ranks.sum(counts).tolist()
     stage_tokens = progress.stage_tokens + tokens

@@ -1,7 +1,6 @@
 """Global batches: sizes and slices by hand, what a thread reads ahead, resume that refuses, errors that arrive."""
 
 import threading
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataprep.storage import UserError, join, write_json
-from mixer.batches import AHEAD, Batches, BatchSizes, Place, slices
+from mixer.batches import Batches, BatchSizes, Place, slices
 from mixer.reader import ShardLog
 from mixer.shards import beat, write_end
 from tests.mixer.log import SIZES, expected, rows, stage, write, write_log
@@ -25,17 +24,20 @@ def log(tmp_path):
     return ShardLog(str(tmp_path))
 
 
-@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9), st.integers(1, 12))
-def test_slices_are_contiguous_even_and_as_many_on_every_rank(start, n, ranks, most):
-    by_rank = [list(slices(start, start + n, r, ranks, most)) for r in range(ranks)]
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3))
+def test_slices_are_contiguous_even_and_as_many_on_every_rank(start, n, ranks, runs, together):
+    most = runs * together
+    by_rank = [list(slices(start, start + n, r, ranks, most, together)) for r in range(ranks)]
     assert len({len(mine) for mine in by_rank}) == 1
     in_order = [edge for micro in zip(*by_rank, strict=True) for edge in micro]
     assert all(b - a <= most for a, b in in_order)
-    assert [a for a, b in in_order for _ in range(1)][:1] == ([start] if n else [])
+    assert [a for a, _ in in_order[:1]] == ([start] if n else [])
     assert all(one[1] == other[0] for one, other in pairwise(in_order))
     assert sum(b - a for a, b in in_order) == n
+    assert all((a - start) % together == 0 or a == b == start + n for a, b in in_order)
     for micro in zip(*by_rank, strict=True):
-        assert max(b - a for a, b in micro) - min(b - a for a, b in micro) <= 1
+        counts = [-(-(b - a) // together) for a, b in micro]
+        assert max(counts) - min(counts) <= 1
 
 
 def test_sizes_change_at_marks_and_are_rounded_up():
@@ -85,43 +87,39 @@ def test_resume_goes_on_from_a_place_and_refuses_another_log(log):
         Place.from_json({"step": 3})
 
 
-def test_reading_ahead_is_bounded_and_ends_with_close(log):
-    before = threading.active_count()
-    read = []
-    original = log.read
-    log.read = lambda a, b: read.append(a) or original(a, b)
-    batches = Batches(log, BatchSizes(64, 64))
-    deadline = time.monotonic() + 10
-    while len(read) < AHEAD + 1 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    assert len(read) == AHEAD + 1  # as many as fit into the queue, and the one that waits
+def test_the_next_step_is_read_while_this_one_is_used(log):
+    """And no further; what nobody asks for after all is forgotten; close ends the thread."""
+    before, read, seen = threading.active_count(), threading.Event(), []
+    original = log._load
+    log._load = lambda shard, number: seen.append(shard) or (shard == 2 and read.set()) or original(shard, number)
+    batches = Batches(log, BatchSizes(64, 70 * 64))
+    next(batches)
+    assert read.wait(10) and set(seen) <= {0, 2, 3}  # shard 0 was asked for, the step after it holds 2 and 3
+    assert len(log._ahead) == 1
+    log.read_ahead([(0, 5), (3, 3), (TOTAL - 1, TOTAL + 1)])
+    assert list(log._ahead) == [(0, 5)]  # neither what is empty nor what is not there yet
     batches.close()
-    assert threading.active_count() == before and list(batches) == []
+    assert threading.active_count() == before
+    assert next(batches).start == 70  # read when it is asked for
 
 
-def test_close_does_not_wait_for_a_slow_packer(tmp_path):
-    INFO.save(str(tmp_path))
-    batches = Batches(ShardLog(str(tmp_path)), BatchSizes(64, 64), timeout=60)
-    began = time.monotonic()
-    batches.close()
-    assert time.monotonic() - began < 20
+def test_an_error_of_the_thread_reaches_the_caller_who_reads_that_step(log):
+    original = log._load
 
-
-def test_an_error_of_the_thread_reaches_the_caller_once_what_was_read_is_used(log):
-    original = log.read
-
-    def read(a, b):
-        if a >= 20:
+    def load(shard, number):
+        if shard == 2:
             raise RuntimeError("the disk is gone")
-        return original(a, b)
+        return original(shard, number)
 
-    log.read = read
-    batches = Batches(log, BatchSizes(64, 10 * 64))
-    assert [next(batches).start, next(batches).start] == [0, 10]
-    with pytest.raises(RuntimeError, match="the disk is gone"):
-        next(batches)
-    assert batches.place.cursor == 20
+    log._load = load
+    batches = Batches(log, BatchSizes(64, 35 * 64))
+    assert [next(batches).start, next(batches).start] == [0, 35]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            next(batches)
+    assert batches.place.cursor == 70
+    log._load = original
+    assert [s.start for s in batches] == [70, 105, 140]
 
 
 def test_following_a_packer_and_its_death(tmp_path):

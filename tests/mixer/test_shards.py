@@ -220,6 +220,9 @@ def test_missing_and_cut_files_are_named(log):
     reader.wait(1)
     with pytest.raises(UserError, match=rf"{path.name} is damaged"):
         reader.read(0, 1)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{path.name} is damaged"):
+        reader.read(0, 1)
     path.unlink()
     with pytest.raises(UserError, match=rf"{path.name} is missing"):
         reader.read(0, 1)

@@ -1,12 +1,14 @@
 """Targets, boundaries, sources and padding, against a token-by-token reading of the segments."""
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixer.reader import Batch
 from mixer.shards import SEGMENT
 from trainer.data import NO_TARGET, pack
+from trainer.parallel import World
 
 CONTEXT = 12
 rows = st.lists(st.lists(st.integers(1, CONTEXT), min_size=0, max_size=5), min_size=1, max_size=4)
@@ -57,5 +59,13 @@ def test_eos_is_learned_but_what_follows_it_is_not():
 
 
 def test_a_masked_batch_counts_for_nothing():
-    packed = pack(Batch(np.zeros((2, CONTEXT), np.uint16), np.zeros(0, SEGMENT)), block=4)
+    packed = pack(batch([[3, 4]]), block=4, masked=True)
     assert not packed.real_T.any() and (packed.target_T == NO_TARGET).all()
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9))
+def test_shares_are_contiguous_and_even(start, length, size):
+    ranks = [World(r, size, torch.device("cpu"), None) for r in range(size)]
+    shares = [r.share(start, start + length) for r in ranks]
+    assert [shares[0][0], *(b for _, b in shares)] == [*(a for a, _ in shares), start + length]
+    assert max(b - a for a, b in shares) - min(b - a for a, b in shares) <= 1
