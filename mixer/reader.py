@@ -46,7 +46,7 @@ class Batch:
 class Damaged(UserError):
     """A shard, or one of its batches, that is not what was written. why: in a few words."""
 
-    def __init__(self, message: str, why: str):
+    def __init__(self, message: str, why: str = ""):
         super().__init__(message)
         self.why = why
 

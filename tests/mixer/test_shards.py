@@ -1,5 +1,6 @@
 """The shard log: what is written is read, also while it is written; damage, failure and silence are told."""
 
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import xxhash
 
 from dataprep.storage import Attempt, Commit, UserError, join
-from mixer.reader import ShardLog
+from mixer.reader import Damaged, ShardLog
 from mixer.shards import SEGMENT, beat, fail, write_end, write_shard
 from tests.mixer.log import SIZES, expected, rows, sequences, stage, write
 
@@ -226,6 +227,11 @@ def test_missing_and_cut_files_are_named(log):
     path.unlink()
     with pytest.raises(UserError, match=rf"{path.name} is missing"):
         reader.read(0, 1)
+
+
+def test_damage_found_on_one_rank_can_be_told_to_the_others():
+    error = pickle.loads(pickle.dumps(Damaged("x.arrow, batch 3: damaged", "checksum differs")))
+    assert str(error) == "x.arrow, batch 3: damaged" and error.why == "checksum differs"
 
 
 def test_no_stage_and_another_formats_stage_are_told(tmp_path):
