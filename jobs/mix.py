@@ -106,7 +106,7 @@ def take_partition(out: Attempt, documents: str, verdicts: str, scores: str, ids
 def prepare(engine: Engine, config: Config) -> Prepared:
     """Plan, and write every stage's stage.json, so that a trainer can start before the first shard is packed."""
     inventories, ids, tokenizer_print = inventory(engine, config)
-    step = Step("plan", VERSION, config.mix.model_dump(mode="json", exclude={"exclude", "preset"}))
+    step = Step("plan", VERSION, config.mix.model_dump(mode="json", exclude={"exclude", "preset", "compression"}))
     inputs = {c.key: c.fingerprint for c in inventories}
     task = Task("all", inputs, ([(c.directory, c.key) for c in inventories], config.mix))
     commit = engine.once(step, plan_all, task)
@@ -118,8 +118,9 @@ def prepare(engine: Engine, config: Config) -> Prepared:
     stages = []
     for stage in (plan.held_out, *plan.stages):
         info = plan.stage_info(stage.name, coder.vocab_size, coder.eos, tokenizer_print, "heartbeat.json")
-        info = dataclasses.replace(info, plan=fingerprint)
-        pack_step = Step(f"pack-{stage.name}", VERSION, {"plan": fingerprint, "stage": stage.name})
+        info = dataclasses.replace(info, plan=fingerprint, compression=config.mix.compression)
+        about = {"plan": fingerprint, "stage": stage.name, "compression": info.compression}
+        pack_step = Step(f"pack-{stage.name}", VERSION, about)
         directory = pack_step.directory(engine.root)
         if not engine.dry_run:
             info.save(directory)
