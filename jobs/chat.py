@@ -113,7 +113,8 @@ class Chat:
 
     def worst(self, messages: list[dict[str, str]]) -> Usage:
         """The most tokens a call can use: no tokeniser makes more tokens than bytes."""
-        return Usage(sum(len(m["content"].encode()) + 32 for m in messages), self.config.max_tokens)
+        more = len(json.dumps(self.config.request))  # a JSON schema, say
+        return Usage(sum(len(m["content"].encode()) + 32 for m in messages) + more, self.config.max_tokens)
 
     async def ask(self, messages: list[dict[str, str]], attempt: int, usage: Usage) -> str:
         """The answer; `usage` grows by what it took. Failed where there is none, UserError where there never will be.

@@ -5,6 +5,7 @@ if not __package__:  # run as a script
 
 import argparse
 import asyncio
+import signal
 from collections import Counter
 from typing import Any
 
@@ -81,9 +82,11 @@ def step(config: LabelsConfig) -> Step:
 
 
 def committed(directory: str) -> list[Commit]:
-    """All partitions of labels in a directory, in the order of their names."""
-    names = sorted(n.removesuffix(storage.COMMIT) for n in storage.sizes(directory) if n.endswith(storage.COMMIT))
-    return [commit for name in names if (commit := Commit.load(directory, name))]
+    """All partitions of labels in a directory whose files are there, in the order of their names."""
+    there = storage.sizes(directory)
+    names = sorted(name.removesuffix(storage.COMMIT) for name in there if name.endswith(storage.COMMIT))
+    found = [commit for name in names if (commit := Commit.load(directory, name))]
+    return [c for c in found if all(there.get(f["name"]) == f["bytes"] for f in c.files.values())]
 
 
 def settled(commits: list[Commit]) -> set[int]:
@@ -110,7 +113,7 @@ class Labeller:
     def __init__(self, config: LabelsConfig, directory: str, chat: Chat, keys: set[str]):
         self.config, self.directory, self.chat, self.keys = config, directory, chat, keys
         self.rubric = Rubric(config)
-        self.stop: Exception | None = None
+        self.stop: BaseException | None = None  # why no further question is asked
         self.unanswered = 0  # questions in a row to which the endpoint had no answer
         self.places = asyncio.Semaphore(config.concurrency)
         self.partitions = asyncio.Semaphore(2 + config.concurrency // config.partition_rows)
@@ -118,6 +121,7 @@ class Labeller:
     async def run(self, rows: list[dict[str, Any]], progress: Progress) -> None:
         """Raises what stopped it, once all that was answered is committed."""
         size = self.config.partition_rows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
         async with self.chat, asyncio.TaskGroup() as group:
             for start in range(0, len(rows), size):
                 await self.partitions.acquire()
@@ -133,8 +137,15 @@ class Labeller:
             if found:
                 self._commit(found)
                 progress.advance(sum(len(row["text"].encode()) for row in found))
+        except OSError as error:
+            self.stop = self.stop or storage.explain_os_error(error) or error
         finally:
             self.partitions.release()
+
+    def _interrupt(self) -> None:
+        """Control-C: let the questions under way be answered and committed; once more ends the job at once."""
+        self.stop = self.stop or KeyboardInterrupt()
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
     async def _rate(self, row: dict[str, Any]) -> dict[str, Any] | None:
         """The row with its ratings or the reason why it has none; None if it cost nothing and was not asked about."""
@@ -146,10 +157,9 @@ class Labeller:
             while failed is not None and not self.stop and attempt <= self.config.malformed_retries:
                 attempt += 1
                 try:
-                    rated, failed = (
-                        labels.parse(await self.chat.ask(question, attempt, usage), self.config.domains),
-                        None,
-                    )
+                    answer = await self.chat.ask(question, attempt, usage)
+                    rated = labels.parse(answer, self.config.domains)
+                    failed = None
                 except ValueError as error:
                     failed = f"malformed answer: {error}"
                 except Failed as error:
@@ -197,6 +207,7 @@ def build(engine: Engine, config: Config) -> list[Commit]:
     estimate(rows, len(sample), budget)
     if engine.dry_run:
         raise DryRunEnd("labels")
+    engine.publish(what)  # before the first answer: what a stopped run has collected can be used
     if rows:
         labeller = Labeller(config.labels, directory, Chat(config.labels, budget), {c.key for c in before})
         with Progress("labels", -(-len(rows) // config.labels.partition_rows), 0, 0) as progress:
@@ -205,7 +216,7 @@ def build(engine: Engine, config: Config) -> list[Commit]:
             except OutOfBudget as stop:
                 say(str(stop))
     commits = committed(directory)
-    # All are there: the engine only clears away what a killed run may have left, and points to them.
+    # Nothing is left to run: this clears away what a killed run may have left.
     return engine.map(what, sample_partition, [Task(c.key, c.inputs) for c in commits])
 
 
