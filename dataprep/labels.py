@@ -130,19 +130,19 @@ def _first_words(hashes: pa.ChunkedArray) -> np.ndarray:
 
 
 def choose(table: pa.Table, count: int) -> pa.Array:
-    """Rows of a table as `sample` makes them: `count` of each stratum by place, each content once; first of all strata
+    """Rows of a table as `sample` makes them: of each stratum the `count` first contents by place; first of all strata
     first, then second, so that whoever stops early has asked about all of them alike."""
     place, doc = table["place"].to_numpy(), table["doc"].to_numpy()
-    order = np.lexsort((doc, place))
-    order = order[np.append(True, place[order][1:] != place[order][:-1])[: len(order)]]
     stratum = np.zeros(len(table), np.int64)
     for name in STRATUM:
         column = table[name].combine_chunks().dictionary_encode("encode")
         stratum = stratum * (len(column.dictionary) + 1) + np.asarray(column.indices, np.int64)
-    order = order[np.argsort(stratum[order], kind="stable")]
+    order = np.lexsort((doc, place, stratum))
+    same = (np.diff(stratum[order]) == 0) & (place[order][1:] == place[order][:-1])
+    order = order[np.append(True, ~same)[: len(order)]]
     rank = np.arange(len(order)) - np.searchsorted(stratum[order], stratum[order])
     order, rank = order[rank < count], rank[rank < count]
-    return pa.array(order[np.lexsort((place[order], rank))], pa.int64())
+    return pa.array(order[np.lexsort((doc[order], place[order], rank))], pa.int64())
 
 
 def messages(rubric: Rubric, text: str) -> list[dict[str, str]]:

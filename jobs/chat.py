@@ -88,6 +88,12 @@ class Budget:
             self.changed.notify_all()
 
 
+def worst_case(config: LabelsConfig, messages: list[dict[str, str]]) -> Usage:
+    """The most tokens that a call can use: no tokeniser makes more tokens than bytes."""
+    more = len(json.dumps(config.request))  # a JSON schema, say
+    return Usage(sum(len(m["content"].encode()) + 32 for m in messages) + more, config.max_tokens)
+
+
 class Chat:
     """The endpoint. `ask` returns the answer's text; use as `async with`."""
 
@@ -111,11 +117,6 @@ class Chat:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    def worst(self, messages: list[dict[str, str]]) -> Usage:
-        """The most tokens a call can use: no tokeniser makes more tokens than bytes."""
-        more = len(json.dumps(self.config.request))  # a JSON schema, say
-        return Usage(sum(len(m["content"].encode()) + 32 for m in messages) + more, self.config.max_tokens)
-
     async def ask(self, messages: list[dict[str, str]], attempt: int, usage: Usage) -> str:
         """The answer; `usage` grows by what it took. Failed where there is none, UserError where there never will be.
 
@@ -127,7 +128,7 @@ class Chat:
         reason = ""
         for repetition in range(self.config.retries + 1):
             await asyncio.sleep(max(self._wait(name, repetition), self._not_before - time.monotonic()))
-            worst = self.worst(messages)
+            worst = worst_case(self.config, messages)
             await self.budget.reserve(worst)
             used = worst  # unless we learn better
             try:
@@ -166,7 +167,8 @@ class Chat:
             variable = self.config.key_variable
             hint = f"check the key in {variable}" if variable else "it wants a key: set labels.key_variable"
             raise UserError(f"{self.config.endpoint} refuses us (HTTP {status}); {hint}")
-        said = " ".join(self.clean(data[:2000].decode("utf-8", "replace")).split())[:200]
+        text = self.clean(data[:2000].decode("utf-8", "replace"))
+        said = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
         if status == 404 or status < 400:
             raise UserError(
                 f"{self.url} answers HTTP {status}; check labels.endpoint and "

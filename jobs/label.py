@@ -15,7 +15,7 @@ from dataprep import labels, storage
 from dataprep.labels import LabelsConfig, Rubric
 from dataprep.storage import Attempt, Commit, UserError, read_table
 from jobs import corpus, quality
-from jobs.chat import NO_ANSWER, Budget, Chat, Failed, OutOfBudget, Usage
+from jobs.chat import NO_ANSWER, Budget, Chat, Failed, OutOfBudget, Usage, worst_case
 from jobs.config import Config
 from jobs.engine import DryRunEnd, Engine, Step, Task
 from jobs.progress import Progress, say
@@ -223,10 +223,12 @@ def build(engine: Engine, config: Config) -> list[Commit]:
 def estimate(rows: list[dict[str, Any]], sampled: int, budget: Budget) -> None:
     """Say what the questions will cost, before the first."""
     config, rubric = budget.config, Rubric(budget.config)
-    sizes = [sum(len(m["content"].encode()) for m in labels.messages(rubric, row["text"])) for row in rows]
-    likely = Usage(sum(sizes) // BYTES_PER_TOKEN, ANSWER_TOKENS * len(rows))
-    calls = len(rows) * (1 + config.malformed_retries)
-    most = Usage((sum(sizes) + 64 * len(rows)) * (1 + config.malformed_retries), config.max_tokens * calls)
+    likely, most = Usage(), Usage()
+    for row in rows:
+        worst = worst_case(config, labels.messages(rubric, row["text"]))
+        likely.add(Usage(worst.prompt // BYTES_PER_TOKEN, ANSWER_TOKENS))
+        for _ in range(1 + config.malformed_retries):
+            most.add(worst)
     priced = not budget.in_tokens and config.price_input + config.price_output
     likely_cost, most_cost = (f" costing {budget.cost(u):,.4g}" if priced else "" for u in (likely, most))
     say(
