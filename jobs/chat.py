@@ -18,6 +18,7 @@ LONGEST_WAIT = 60.0  # seconds, of our own choice
 LONGEST_RETRY_AFTER = 600.0  # seconds, if the server asks for it
 LONGEST_ANSWER = 1 << 20  # bytes of a response
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+LOST = {408, 502, 504}  # of these, where somebody in between gave up waiting: the answer may have been paid for
 NO_ANSWER = "no answer: "  # begins the reason where the endpoint is to blame, not the document
 
 
@@ -133,7 +134,7 @@ class Chat:
             used = worst  # unless we learn better
             try:
                 status, headers, data = await self._post(body)
-                used = _usage(data, worst) if status == 200 else Usage()
+                used = _usage(data, worst) if status == 200 else worst if status in LOST else Usage()
                 if status == 200:
                     return self.clean(_content(data))
                 reason = f"HTTP {status}" + self._explain(status, data)
@@ -193,11 +194,10 @@ def retry_after(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        seconds = (
-            float(value)
-            if value.strip().isdigit()
-            else email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        )
+        if value.strip().isdigit():
+            seconds = float(value)
+        else:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
     return min(max(0.0, seconds), LONGEST_RETRY_AFTER)

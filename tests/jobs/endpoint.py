@@ -1,5 +1,6 @@
 """A server, in a thread, that speaks the chat completions protocol and misbehaves as told, for the label job."""
 
+import contextlib
 import json
 import re
 import socket
@@ -58,7 +59,8 @@ class Handler(BaseHTTPRequestHandler):
             end.open += 1
             end.most_open = max(end.most_open, end.open)
         try:
-            self.act(end.behave(text, times))
+            with contextlib.suppress(ConnectionError):  # whoever asked may have given up
+                self.act(end.behave(text, times))
         finally:
             with end.lock:
                 end.open -= 1

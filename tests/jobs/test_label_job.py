@@ -131,7 +131,7 @@ FAULTS = {
     "retry later": {"status": 503, "headers": {"Retry-After": "0"}},
     "500": {"status": 500, "body": b"<html>"},
     "reset": "reset",
-    "slow": 0.6,
+    "slow": 3.0,
 }
 
 
@@ -139,9 +139,23 @@ FAULTS = {
 def test_failing_calls_are_repeated(folder, what):
     """Every third question fails twice: all are rated in the end, and an answer is not mistaken for a second."""
     with Endpoint(lambda text, times: FAULTS[what] if times < 3 and len(text) % 3 == 0 else None) as server:
-        rows = run(folder, server, f"fault-{what.replace(' ', '-')}", timeout_s=0.3, per_stratum=5)
+        rows = run(folder, server, f"fault-{what.replace(' ', '-')}", timeout_s=1, per_stratum=5)
         assert all(r["failed"] is None and r["attempts"] == 1 for r in rows)
         assert {server.asked[r["text"]] for r in rows} == {1, 3}
+
+
+def test_retry_after_holds_for_all_questions(folder):
+    """Two documents; the first question is told to wait a second: nothing that begins later comes sooner."""
+    times: list[float] = []
+
+    def behave(text, _):
+        times.append(time.monotonic())
+        return {"status": 429, "headers": {"Retry-After": "1"}} if len(times) == 1 else None
+
+    with Endpoint(behave) as server:
+        rows = run(folder, server, "patience", per_stratum=1, concurrency=1)
+        assert all(r["failed"] is None for r in rows) and len(times) == len(rows) + 1
+        assert times[1] - times[0] > 0.95
 
 
 def test_an_endpoint_that_is_down_stops_the_job_and_is_asked_again_later(folder):
