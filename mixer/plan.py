@@ -48,8 +48,9 @@ class Limit:
 class StagePlan:
     """classes: planned tokens by length class. shards: windows the drawn documents are dealt to, one shard each.
 
-    asked: share of the stage's tokens by source; empty: as they come. densities: by source, knots (x, d) of the density
-    of its tokens over the stage, linear between them, x in [0, 1], integral 1; a source that is not there is even.
+    asked: share of the stage's tokens by source; empty: as they come. densities: by source, knots (x, d) of the
+    piecewise linear density of its tokens over the stage: x in [0, 1], not decreasing (two knots with one x make a
+    step), d >= 0, integral 1; a source that is not in it is uniform.
     class_prices: nats that the distance from what was asked would rise by for one token more of a class.
     """
 
@@ -71,8 +72,7 @@ class StagePlan:
 class Plan:
     """stages: in the order of training. held_out: the split that none of them draws from.
 
-    places: for each of a plan's cells the columns source, tier, length_class, held_out and `cumulative` (float64
-    [1025]), the part of the cell's tokens below each of the 1024 buckets of the draw hash, from 0 to 1.
+    places: where each cell is cut (PLACES of mixer/places.py), a row for each of the plan's cells.
     """
 
     seed: int
@@ -140,4 +140,7 @@ def _stage_from_json(value: dict[str, Any]) -> StagePlan:
 
 
 def _digest(places: pa.Table) -> str:
-    return xxhash.xxh3_64_hexdigest(places["cumulative"].combine_chunks().flatten().to_numpy().tobytes())
+    digest = xxhash.xxh3_64()
+    for name in ("knots", "cumulative", "copies"):
+        digest.update(places[name].combine_chunks().flatten().to_numpy().tobytes())
+    return digest.hexdigest()

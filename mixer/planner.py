@@ -6,14 +6,13 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from dataprep.storage import UserError
 from mixer import feasible
 from mixer.allocate import largest_remainder
 from mixer.config import CLASSES, HELD_OUT, MixConfig, Stage
 from mixer.fit import Fit, fit
-from mixer.inventory import BUCKETS
+from mixer.places import places
 from mixer.plan import CellPlan, Limit, Plan, StagePlan
 from mixer.problem import Cells, Problem, build
 from mixer.shares import densities
@@ -65,17 +64,18 @@ def make_plan(inventory: dict[str, Any], config: MixConfig) -> Plan:
             }
         )
         before = after
-    held_out = _plan_held_out([cell for cell in everything if cell["held_out"]], config)
+    stage_plans = [StagePlan(**values) for values in stages]
+    held_out = StagePlan(**_plan_held_out([cell for cell in everything if cell["held_out"]], config))
     return Plan(
         seed=config.seed,
         sources=tuple(sources),
         thresholds=config.thresholds.model_dump(),
         tiers={name: tier.model_dump() for name, tier in config.tiers.items()},
-        stages=tuple(StagePlan(**values) for values in stages),
-        held_out=StagePlan(**held_out),
+        stages=tuple(stage_plans),
+        held_out=held_out,
         limits=tuple(_limits(problem, fitted, cells)),
         removed=inventory["removed"],
-        places=_places(everything),
+        places=places(everything, stage_plans, held_out, config),
     )
 
 
@@ -219,15 +219,3 @@ def _plan_held_out(cells: Cells, config: MixConfig) -> dict[str, Any]:
     context = config.held_out.context or first.context
     stage = first.model_copy(update={"name": HELD_OUT, "context": context, "long_documents": "split"})
     return _stage_plan(len(config.stages), stage, tokens, rows, config)
-
-
-def _places(cells: Cells) -> pa.Table:
-    """Where each bucket of the draw hash begins in its cell, as a part of the cell's tokens."""
-    tokens = np.array([cell["buckets"] for cell in cells], np.float64).reshape(len(cells), BUCKETS)
-    cumulative = np.concatenate([np.zeros((len(cells), 1)), np.cumsum(tokens, axis=1)], axis=1)
-    cumulative /= np.maximum(cumulative[:, -1:], 1)
-    names = ("source", "tier", "length_class")
-    columns: dict[str, Any] = {name: pa.array([cell[name] for cell in cells], pa.string()) for name in names}
-    columns["held_out"] = pa.array([cell["held_out"] for cell in cells], pa.bool_())
-    columns["cumulative"] = pa.FixedSizeListArray.from_arrays(pa.array(cumulative.ravel()), BUCKETS + 1)
-    return pa.table(columns)
