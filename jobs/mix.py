@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dataprep import storage, tokenizer
 from dataprep.storage import Attempt, Commit, UserError, join, read_table
-from jobs import corpus, dedup, quality, tokens
+from jobs import corpus, dedup, plan_report, quality, tokens
 from jobs.config import Config
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
@@ -32,6 +32,9 @@ from mixer.planner import make_plan
 from mixer.shards import StageInfo
 
 VERSION = 3
+PLAN_VERSION = 3
+PRESET_KEYS = ("preset", "scale", "context_scale", "long_qa")  # the stages say all that they stand for
+LATEST = "latest"  # what --diff compares with if no file is named
 BEAT_SECONDS = 5.0
 
 
@@ -103,13 +106,20 @@ def take_partition(out: Attempt, documents: str, verdicts: str, scores: str, ids
 
 
 @once_per_run
+def planned(engine: Engine, config: Config) -> Commit:
+    """The plan's commit, with `plan` (JSON) and `places`."""
+    inventories = inventory(engine, config)[0]
+    recipe = config.mix.model_dump(mode="json", exclude={*PRESET_KEYS, "exclude", "compression"})
+    inputs = {c.key: c.fingerprint for c in inventories}
+    task = Task("all", inputs, ([(c.directory, c.key) for c in inventories], config.mix))
+    return engine.once(Step("plan", PLAN_VERSION, recipe), plan_all, task)
+
+
+@once_per_run
 def prepare(engine: Engine, config: Config) -> Prepared:
     """Plan, and write every stage's stage.json, so that a trainer can start before the first shard is packed."""
     inventories, ids, tokenizer_print = inventory(engine, config)
-    step = Step("plan", VERSION, config.mix.model_dump(mode="json", exclude={"exclude", "preset", "compression"}))
-    inputs = {c.key: c.fingerprint for c in inventories}
-    task = Task("all", inputs, ([(c.directory, c.key) for c in inventories], config.mix))
-    commit = engine.once(step, plan_all, task)
+    commit = planned(engine, config)
     plan = load_plan(commit.path("plan"), commit.path("places"))
     path, _ = tokens.build_tokenizer(engine, config)
     coder = tokenizer.load(path, config.tokens)
@@ -228,14 +238,30 @@ def alive(stages: list[StageLog]) -> Iterator[None]:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan-only", action="store_true", help="plan, print the plan, and pack nothing")
+    parser.add_argument("--explain", metavar="CELL", help="plan, and show a cell's arithmetic: SOURCE/TIER/CLASS")
+    parser.add_argument(
+        "--diff",
+        metavar="PLAN.json",
+        nargs="?",
+        const=LATEST,
+        help="say what would change from this plan (default: the latest one under the root) and write no plan",
+    )
 
 
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
-    prepared = prepare(engine, config)
-    print_plan(prepared.plan)
-    say(f"plan: {prepared.commit.path('plan')}")
+    if arguments.diff:
+        return say_changes(engine, config, arguments.diff)
+    commit = planned(engine, config)
+    plan = load_plan(commit.path("plan"), commit.path("places"))
+    if arguments.explain:
+        for line in plan_report.explain(plan, arguments.explain):
+            say(line)
+        return
+    plan_report.show(plan)
+    say(f"plan: {commit.path('plan')}")
     if arguments.plan_only:
         return
+    prepared = prepare(engine, config)
     ends = pack_all(engine, prepared)
     if engine.dry_run:
         return
@@ -274,18 +300,21 @@ def print_packed(stages: list[StageLog], ends: list[dict[str, Any]]) -> None:
         say(f"{stage.info.stage}: {stage.directory}")
 
 
-def print_plan(plan: Plan) -> None:
-    from rich.table import Table
-
-    from jobs.progress import console
-
-    table = Table(title="plan: tokens by stage and length class", title_justify="left")
-    for column in ("stage", "context", "tokens", "short", "medium", "long"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage in (plan.held_out, *plan.stages):
-        shares = [f"{stage.classes.get(c, 0) / max(1, stage.tokens):.1%}" for c in ("short", "medium", "long")]
-        table.add_row(stage.name, f"{stage.context:,}", f"{stage.tokens:,}", *shares)
-    console.print(table)
+def say_changes(engine: Engine, config: Config, path: str) -> None:
+    """Plan in memory and compare: what `latest` points to is left alone."""
+    if path == LATEST:
+        entry = storage.read_json(join(engine.root, "latest", "plan.json"))
+        latest = Commit.load(join(engine.root, entry["directory"]), "all") if entry else None
+        if latest is None:
+            raise UserError(f"--diff: there is no plan under {engine.root} yet; name a plan's JSON file")
+        path = latest.path("plan")
+    if (old := storage.read_json(path)) is None:
+        raise UserError(f"--diff: there is no file {path}")
+    plan = make_plan(add_inventories(c.aggregates for c in inventory(engine, config)[0]), config.mix)
+    say(f"from {path}:")
+    stages = [s["name"] for s in old["stages"]] if isinstance(old, dict) and "stages" in old else []
+    for line in plan_report.diff(old, plan, plan_report.under_way(engine.root, stages)):
+        say(line)
 
 
 if __name__ == "__main__":

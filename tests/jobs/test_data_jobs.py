@@ -31,7 +31,7 @@ def run(folder: Path, job=mix, **sections) -> None:
     """Run a job in this process on the small corpus in `folder/in`."""
     config = load(small.write_config(folder, **sections))
     with Engine(config.root, config.workers) as engine:
-        job.main(engine, config, argparse.Namespace(plan_only=False))
+        job.main(engine, config, argparse.Namespace(plan_only=False, explain=None, diff=None))
 
 
 @pytest.fixture(scope="module")
