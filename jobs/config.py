@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from dataprep import storage
 from dataprep.config import CorpusConfig
-from dataprep.quality import QualityConfig
+from dataprep.rules import QualityConfig
 from dataprep.storage import UserError
 from dataprep.tokenizer import TokensConfig
 from dedup.config import DedupConfig
@@ -37,7 +37,7 @@ class Config(BaseSettings):
     workers: int | None = Field(None, ge=0, description="tasks at once; null = every CPU; 0 = this process, no Ray")
     corpus: CorpusConfig = Field(description="what to read")
     dedup: DedupConfig = Field(default_factory=DedupConfig, description="exact and near duplicates")
-    quality: QualityConfig = Field(default_factory=QualityConfig, description="signals, score and tiers")
+    quality: QualityConfig = Field(default_factory=QualityConfig, description="signals, rules, score and tiers")
     tokens: TokensConfig = Field(default_factory=TokensConfig, description="the tokeniser")
     mix: MixConfig = Field(description="the curriculum: stages, tiers, shards")
     train: TrainConfig = Field(default_factory=TrainConfig, description="model and training")
