@@ -11,6 +11,7 @@ import pycld2
 from dataprep.storage import array_buffers
 
 SAMPLE, PIECES = 4096, 4  # bytes
+LEAST = 32  # bytes of letters; less is too little to tell
 UNKNOWN = "und"
 _CODES = {"iw": "he", "jw": "jv", "in": "id", "mo": "ro", "un": UNKNOWN}  # CLD2's older codes
 
@@ -45,8 +46,8 @@ def detect(text: str) -> tuple[str, float]:
         found = pycld2.detect(text, isPlainText=True, bestEffort=True)
     except pycld2.error:  # a control character or one that Unicode forbids to exchange
         found = pycld2.detect("".join(c if c.isprintable() else " " for c in text), isPlainText=True, bestEffort=True)
-    _, code, percent, _ = found[2][0]
+    _, size, ((_, code, percent, _), *_) = found
     language = _CODES.get(code, code.split("-")[0])
-    if language == UNKNOWN or language.startswith("xx"):  # a script alone
+    if size < LEAST or language == UNKNOWN or language.startswith("xx"):  # xx: a script alone
         return UNKNOWN, 0.0
     return language, percent / 100

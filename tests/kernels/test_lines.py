@@ -14,10 +14,8 @@ from kernels.lines import BRACKETS, POLICIES, QUOTES, SCRIPTS, SIGNALS, STOPS, W
 from tests.kernels.test_gopher import split_words
 
 ENDS = STOPS + WIDE_STOPS
-SENTENCE = re.compile(
-    f"(?=[{re.escape(ENDS)}])[{re.escape(ENDS + QUOTES + BRACKETS)}]*[{WIDE_STOPS}][{re.escape(ENDS + QUOTES + BRACKETS)}]*"
-    rf"|[{re.escape(ENDS)}][{re.escape(ENDS + QUOTES + BRACKETS)}]*(?!\S)"
-)
+END, CLOSING = f"[{re.escape(ENDS)}]", f"[{re.escape(ENDS + QUOTES + BRACKETS)}]*"
+SENTENCE = re.compile(rf"(?={END}){CLOSING}[{WIDE_STOPS}]{CLOSING}|{END}{CLOSING}(?!\S)")
 
 
 def lower(text: str) -> str:
