@@ -47,6 +47,11 @@ class DecontaminateConfig(BaseModel):
     threshold: float = Field(0.2, gt=0, le=1, description="a document with this share of an item is contaminated")
     action: Literal["drop", "keep"] = Field("drop", description="drop: contaminated documents are not trained on")
 
+    @property
+    def drops(self) -> bool:
+        """Whether contaminated documents are left out of training and export."""
+        return bool(self.sets) and self.action == "drop"
+
     @field_validator("sets", mode="before")
     @classmethod
     def _paths(cls, sets: Any) -> Any:

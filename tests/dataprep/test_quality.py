@@ -150,7 +150,7 @@ def test_tiers_by_quantile_of_source_and_language() -> None:
     for language in set(measured["language"].to_pylist()):
         here = [k for k, l in enumerate(measured["language"].to_pylist()[:400]) if l == language]
         shares = [sum(tier[k] == name for k in here) / len(here) for name in ("low", "high")]
-        assert len(here) < 50 or shares == pytest.approx([0.25, 0.2], abs=0.02)
+        assert len(here) < 50 or shares == pytest.approx([0.25, 0.2], abs=0.04)
         ranked = sorted(here, key=lambda k: points[k])
         assert [TIERS.index(tier[k]) for k in ranked] == sorted(TIERS.index(tier[k]) for k in ranked)
 
