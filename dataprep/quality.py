@@ -121,8 +121,8 @@ def cuts(scores: Histograms, config: QualityConfig) -> Cuts:
 def judge(documents: pa.Table, measured: pa.Table, config: QualityConfig, limits: Cuts) -> pa.Table:
     """The `quality` table of documents(doc, source): a row for each, in the same order. limits: from `cuts`.
 
-    Columns: doc; failed list<dictionary string>, in the order of RULES; score float32; tier dictionary string;
-    contaminated bool.
+    Columns: doc; language and score as measured; failed list<dictionary string>, in the order of RULES; tier dictionary
+    string; contaminated bool.
     """
     group, names = groups(documents, measured)
     failing = _failing(measured, group, names, config)
@@ -136,8 +136,9 @@ def judge(documents: pa.Table, measured: pa.Table, config: QualityConfig, limits
     return pa.table(
         {
             "doc": documents["doc"],
-            "failed": failed,
+            "language": measured["language"],
             "score": measured["score"],
+            "failed": failed,
             "tier": _dictionary(tier, TIERS),
             "contaminated": pa.array(overlap >= np.float32(config.decontaminate.threshold)),
         }

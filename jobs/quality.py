@@ -14,6 +14,7 @@ import pycld2
 from dataprep import decontaminate, quality, storage
 from dataprep.quality_report import EXAMPLES, aggregates, sheet
 from dataprep.rules import TIERS, QualityConfig
+from dataprep.signals import load_phrases
 from dataprep.storage import Attempt, Commit, UserError, read_table
 from jobs import corpus
 from jobs.config import Config
@@ -36,6 +37,8 @@ def signals(engine: Engine, config: Config) -> list[Commit]:
     files = {f"evaluation {name}": s.path for name, s in section.decontaminate.sets.items()}
     files |= {name: path for name in ("bad_words", "classifier") if (path := getattr(section, name))}
     inputs = {name: _content(name, path) for name, path in files.items()}
+    decontaminate.load.cache_clear()  # by an earlier run in this process, of files that may have changed
+    load_phrases.cache_clear()
     if section.decontaminate.sets and not engine.dry_run:
         _report(decontaminate.load(section.decontaminate.model_dump_json()))
     tasks = [p.task(section, **inputs) for p in corpus.partitions(engine, config)]

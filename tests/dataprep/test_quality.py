@@ -1,5 +1,7 @@
 """Quality: rules per source and language, scores, tiers and aggregates, against plain Python over the same signals."""
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,8 +55,8 @@ def test_columns_are_the_contract() -> None:
     expected += [("language", strings), ("language_score", pa.float32()), ("evaluation", strings)]
     expected += [("overlap", pa.float32()), ("overlap_ngrams", pa.uint32()), ("score", pa.float32())]
     assert measured.schema == pa.schema(expected)
-    expected = [("doc", pa.uint64()), ("failed", pa.list_(strings)), ("score", pa.float32()), ("tier", strings)]
-    assert table.schema == pa.schema([*expected, ("contaminated", pa.bool_())])
+    expected = [("doc", pa.uint64()), ("language", strings), ("score", pa.float32()), ("failed", pa.list_(strings))]
+    assert table.schema == pa.schema([*expected, ("tier", strings), ("contaminated", pa.bool_())])
     assert table["doc"].to_pylist() == measured["doc"].to_pylist() == both()["doc"].to_pylist()
 
 
@@ -229,6 +231,29 @@ def test_the_sheet_escapes_what_documents_say() -> None:
     page = sheet([{"source": "web", "id": hostile, "text": hostile} | measured.to_pylist()[0] | table.to_pylist()[0]])
     assert "<script" not in page and page.count("</pre>") == 1 and page.count("&lt;script&gt;") == 2
     assert "gopher-quality.words" in page and "compression" in page
+
+
+class Lengths:
+    """Stands for a trained classifier."""
+
+    @classmethod
+    def load(cls, path: str) -> "Lengths":
+        return cls()
+
+    def score(self, text: pa.ChunkedArray) -> pa.Table:
+        values = [min(1.0, len(t) / 5000) for t in text.to_pylist()]
+        return pa.table({"depth": pa.array(values, pa.float32()), "domain": pa.array(["x"] * len(text))})
+
+
+def test_a_classifiers_heads_are_recorded_and_may_be_the_score(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "dataprep.classifier", SimpleNamespace(Classifier=Lengths))
+    measured = measure(both(), QualityConfig(classifier="model", score="depth"))
+    assert measured["score"].to_pylist() == measured["depth"].to_pylist()
+    assert measured["depth"][0].as_py() == np.float32(len(TEXTS[0]) / 5000)
+    beside = measure(both(), QualityConfig(classifier="model"))
+    assert beside["depth"] == measured["depth"] and beside["score"] == measure(both(), QualityConfig())["score"]
+    with pytest.raises(UserError, match="'width': model has no such head; there are signals, depth"):
+        measure(both(), QualityConfig(classifier="model", score="width"))
 
 
 def test_no_documents() -> None:
