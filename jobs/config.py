@@ -54,6 +54,7 @@ class Config(BaseSettings):
         stages = [stage.name for stage in self.mix.stages]
         for key, names, known in (
             ("quality.by_source", self.quality.by_source, sources),
+            ("quality.tiers", [tier.source for tier in self.quality.tiers if tier.source], sources),
             ("dedup.source_priority", self.dedup.source_priority, sources),
             ("train.stages", self.train.stages, stages),
         ):
