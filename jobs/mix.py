@@ -31,7 +31,7 @@ from mixer.plan import Plan
 from mixer.planner import make_plan
 from mixer.shards import StageInfo
 
-VERSION = 3
+VERSION = 4
 PLAN_VERSION = 3
 PRESET_KEYS = ("preset", "scale", "context_scale", "long_qa")  # the stages say all that they stand for
 LATEST = "latest"  # what --diff compares with if no file is named
@@ -79,11 +79,12 @@ def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit
     about["stages"] = [[s.context, s.long_documents] for s in mix.stages]
     lines = Exclude.load(mix.exclude).ids
     about["exclude"] = storage.fingerprint(lines.to_pylist())
+    about["contaminated"] = config.quality.decontaminate.drops
     tasks = []
     for p, verdict, score, encoded in zip(partitions, verdicts, scores, ids, strict=True):
         paths = (verdict.path("dedup"), score.path("quality"), encoded.path("tokens"))
         inputs = {"dedup": verdict.fingerprint, "quality": score.fingerprint, "tokens": encoded.fingerprint}
-        tasks.append(p.task(*paths, mix, **inputs))
+        tasks.append(p.task(*paths, mix, config.quality.decontaminate.drops, **inputs))
     inventories = engine.map(Step("inventory", VERSION, about), take_partition, tasks)
     unused = set(lines.to_pylist()).difference(*(c.aggregates["exclude_lines"] for c in inventories))
     if unused:
@@ -92,11 +93,13 @@ def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit
     return inventories, ids, tokenizer_print
 
 
-def take_partition(out: Attempt, documents: str, verdicts: str, scores: str, ids: str, mix: MixConfig) -> dict:
+def take_partition(
+    out: Attempt, documents: str, verdicts: str, scores: str, ids: str, mix: MixConfig, drop: bool
+) -> dict:
     table, sums = take_inventory(
         read_table(documents, ["doc", "source", "id", "content_hash"]),
         read_table(verdicts, ["doc", "keep", "cluster"]),
-        read_table(scores, ["doc", "tier"]),
+        read_table(scores, ["doc", "tier", "contaminated"] if drop else ["doc", "tier"]),
         read_table(ids, ["doc", "n_tokens"]),
         mix,
         Exclude.load(mix.exclude),

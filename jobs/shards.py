@@ -15,7 +15,7 @@ from jobs.config import Config
 from jobs.progress import Progress, say
 from mixer.batches import BatchSizes
 from mixer.config import HELD_OUT
-from mixer.pack import add_counts
+from mixer.guarantees import add_counts
 from mixer.reader import ShardLog
 from mixer.shards import shard_key
 from mixer.verify import quarantine, verify

@@ -20,7 +20,7 @@ from dataprep.corpus import RECORD_BITS
 from dataprep.storage import Commit, UserError, join, read_json
 from dataprep.tokenizer import TokensConfig
 from dedup.explain import printable
-from mixer.pack import CELL
+from mixer.guarantees import CELL
 from mixer.reader import ShardLog
 from mixer.shards import StageInfo
 

@@ -86,7 +86,8 @@ def take_inventory(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Join a partition's tables into the documents to draw from and sums that `add_inventories` adds up.
 
-    documents: doc, source, id, content_hash. dedup: doc, keep, cluster. quality: doc, tier. tokens: doc, n_tokens.
+    documents: doc, source, id, content_hash. dedup: doc, keep, cluster. quality: doc, tier and, where it shall take
+    effect, contaminated. tokens: doc, n_tokens.
     The table: doc uint64, row uint32 (in the partition), n_tokens uint32, source dictionary, tier and length_class
     uint8 (indices into TIERS and CLASSES), held_out bool. Raises UserError where the tables do not fit together.
     """
@@ -102,6 +103,9 @@ def take_inventory(
     kept = dedup["keep"].to_numpy()
     excluded = exclude.matches(documents)
     used = exclude.used(documents)
+    contaminated = np.zeros(len(doc), bool)
+    if "contaminated" in quality.column_names:
+        contaminated = quality["contaminated"].to_numpy() & kept & ~excluded
     bounds = [config.thresholds.medium, config.thresholds.long]
     cluster = dedup["cluster"].to_numpy()
     held_out = hashed(config.seed, HELD_OUT, cluster) < np.uint64(int(config.held_out.fraction * 2.0**64))
@@ -115,7 +119,7 @@ def take_inventory(
             "length_class": pa.array(np.searchsorted(bounds, n_tokens, side="right").astype(np.uint8)),
             "held_out": pa.array(held_out),
         }
-    ).filter(pa.array(kept & ~excluded))
+    ).filter(pa.array(kept & ~excluded & ~contaminated))
     sums = {
         "documents": len(doc),
         "exclude_lines": used,
@@ -124,6 +128,7 @@ def take_inventory(
         "removed": {
             "duplicate": _count(n_tokens, ~kept),
             "excluded": _count(n_tokens, kept & excluded),
+            "contaminated": _count(n_tokens, contaminated),
             # The exclude file names a duplicate whose keeper it does not name: worth a look.
             "excluded_duplicate": _count(n_tokens, ~kept & excluded),
         },
