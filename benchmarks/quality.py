@@ -1,4 +1,4 @@
-"""Quality: speed and accuracy of signals, language identification and classifier. `python -m benchmarks.quality --corpus DIR`.
+"""Quality: signals, language identification, classifier. `python -m benchmarks.quality --corpus DIR`.
 
 Text in memory, one core, CPU seconds of the thread. A peer that is not installed is left out.
 """
