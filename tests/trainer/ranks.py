@@ -13,13 +13,17 @@ from trainer.loop import train
 
 def run(size: int, config: TrainConfig, roots: list[Path]) -> None:
     """Train "base" and "longer" under every root on `size` processes."""
+    spawn(size, __name__, json.dumps([config.model_dump(mode="json"), [str(root) for root in roots]]))
+
+
+def spawn(size: int, module: str, *words: str) -> None:
+    """Run a module on `size` processes of one group."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    words = json.dumps([config.model_dump(mode="json"), [str(root) for root in roots]])
     world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen([sys.executable, "-m", __name__, words], env=os.environ | world | {"RANK": str(rank)})
+        subprocess.Popen([sys.executable, "-m", module, *words], env=os.environ | world | {"RANK": str(rank)})
         for rank in range(size)
     ]
     try:

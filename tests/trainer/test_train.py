@@ -39,7 +39,7 @@ def plain_loop(root, stage, model, optimizer):
             terms.append(F.cross_entropy(out.logits_TV[:-1], token[1:], reduction="sum"))
             targets += len(token) - 1
             seen += len(token)
-            counts, probs = counts + out.count_LE, probs + out.prob_LE
+            counts, probs = counts + out.routing.count_GE, probs + out.routing.prob_GE
         nll = sum(terms) / targets
         share = counts / counts.sum(1, keepdim=True)
         mean = probs / probs.sum(1, keepdim=True)

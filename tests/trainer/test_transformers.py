@@ -80,4 +80,5 @@ def test_balance_loss_of_one_layer_is_theirs(pair):
     token = torch.randint(1, VOCABULARY, (100,))
     out = ours(token, Layout.of([0, 100], ours.config.block))
     expected = theirs(token[None], output_router_logits=True, labels=token[None]).aux_loss
-    assert balance_loss(out.count_LE, out.prob_LE, 100).item() * 2 == pytest.approx(expected.item(), rel=1e-5)
+    balance = balance_loss(out.routing.count_GE, out.routing.prob_GE, 100)
+    assert balance.item() * 2 == pytest.approx(expected.item(), rel=1e-5)
