@@ -1,5 +1,7 @@
 """Targets, boundaries, sources and padding, against a token-by-token reading of the segments."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -63,9 +65,27 @@ def test_a_masked_batch_counts_for_nothing():
     assert not packed.real_T.any() and (packed.target_T == NO_TARGET).all()
 
 
-@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9))
-def test_shares_are_contiguous_and_even(start, length, size):
-    ranks = [World(r, size, torch.device("cpu"), None) for r in range(size)]
-    shares = [r.share(start, start + length) for r in ranks]
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9), st.integers(1, 4))
+def test_shares_are_contiguous_and_even_in_whole_groups(start, length, size, together):
+    meshes = [SimpleNamespace(size=lambda: size, get_local_rank=lambda r=r: r) for r in range(size)]
+    ranks = [World(r, size, torch.device("cpu"), None, None, mesh, None) for r, mesh in enumerate(meshes)]
+    shares = [r.share(start, start + length, together) for r in ranks]
     assert [shares[0][0], *(b for _, b in shares)] == [*(a for a, _ in shares), start + length]
-    assert max(b - a for a, b in shares) - min(b - a for a, b in shares) <= 1
+    groups = [-(-(b - a) // together) for a, b in shares]
+    assert max(groups) - min(groups) <= 1
+    assert all((a - start) % together == 0 or a == start + length for a, _ in shares)
+
+
+@given(rows, st.integers(1, 3), st.sampled_from([2, 3, 4]))
+def test_slices_of_context_parallel_ranks_make_up_the_whole(lengths_by_row, together, ranks):
+    data = batch(lengths_by_row)
+    whole = pack(data, block=4, together=together)
+    meshes = [SimpleNamespace(size=lambda: ranks, get_local_rank=lambda r=r: r) for r in range(ranks)]
+    slices = [pack(data, 4, together=together, cp=mesh) for mesh in meshes]
+    for name in ("token_T", "target_T", "source_T"):
+        assert torch.equal(torch.cat([getattr(s, name) for s in slices]), getattr(whole, name))
+    for name in ("position_T", "group_T"):
+        assert torch.equal(torch.cat([getattr(s.layout, name) for s in slices]), getattr(whole.layout, name))
+    expected = np.arange(data.tokens.size) // (CONTEXT * together)
+    assert whole.layout.group_T.tolist() == np.where(whole.source_T < 0, -1, expected).tolist()
+    assert torch.equal(torch.cat([s.layout.member_GT for s in slices], dim=1), whole.layout.member_GT)
