@@ -155,8 +155,10 @@ def route(
         if ranks:
             kept_TA = kept_TA.view(ranks.size(), *expert_TA.shape)[ranks.rank()]
     elif capacity == "ep_group":
-        own_E = allowance(real_TA[:, 0].sum(), top_k, experts, factor).expand(experts)
-        limit_1E = shared_allowance(count_GE.sum(0)[None], own_E[None], ranks)
+        limit_1E = allowance(real_TA[:, 0].sum(), top_k, experts, factor).expand(1, experts)
+        if ranks:
+            both_R2E = all_gather(torch.stack([count_GE.sum(0), limit_1E[0]])[None], ranks)
+            limit_1E = shared_allowance(*both_R2E.unbind(1))[ranks.rank(), None]
         kept_TA = heaviest(weight_TA, expert_TA, torch.where(real_TA, 0, -1), limit_1E)
 
     slot_S = torch.where(kept_TA, expert_TA, experts).flatten()
@@ -199,17 +201,13 @@ def heaviest(weight_TA: Tensor, expert_TA: Tensor, group_TA: Tensor, limit_GE: T
     return kept_S[inverted(order_S)].view_as(expert_TA)
 
 
-def shared_allowance(count_1E: Tensor, own_1E: Tensor, ranks: dist.ProcessGroup | None) -> Tensor:
+def shared_allowance(count_RE: Tensor, own_RE: Tensor) -> Tensor:
     """The paper's global router: what some ranks leave of an expert's capacity goes to those that want more, in order
     of rank. So no rank drops more than it would alone. It depends on the mesh, unlike all else here."""
-    if ranks is None:
-        return own_1E
-    count_RE, own_RE = all_gather(torch.stack([count_1E, own_1E], dim=1), ranks).unbind(1)
     spare_E = (own_RE - count_RE).clamp(min=0).sum(0)
     excess_RE = (count_RE - own_RE).clamp(min=0)
     before_RE = excess_RE.cumsum(0) - excess_RE
-    extra_RE = torch.minimum((spare_E - before_RE).clamp(min=0), excess_RE)
-    return (own_RE + extra_RE)[ranks.rank()][None]
+    return own_RE + torch.minimum((spare_E - before_RE).clamp(min=0), excess_RE)
 
 
 def balance_loss(count_LGE: Tensor, prob_LGE: Tensor, tokens: int) -> Tensor:
