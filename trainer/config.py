@@ -128,6 +128,9 @@ class TrainConfig(Section):
     )  # fmt: skip
     stages: dict[str, Schedule] = Field(default={}, description="schedules of single stages, where not the default")
     seed: int = Field(default=0, description="decides the initial weights")
+    weights: str | None = Field(
+        default=None, description="a directory of a MiniMax decoder (config.json, safetensors) to start from instead"
+    )
     evaluate_tokens: int = Field(
         default=65536, ge=0, description="held-out tokens to evaluate on after each stage; 0: none"
     )

@@ -88,6 +88,8 @@ def train_stage(
     """Train one stage to the end of its shards, which may still be growing; returns what done.json says."""
     log = open_log(root, stage)
     model = build_model(config, log.stage.vocab_size, log.stage.rope_base, ranks)
+    if config.weights:
+        hf.load(model, Path(config.weights))
     optimizer = build_optimizer(config, model)
     progress = start(stage, directory, previous, log, model, optimizer, ranks)
     about = {
