@@ -27,6 +27,7 @@ from trainer.model import Decoder, local_part
 
 FILE_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"
+DECIDES = "hidden_act", "tie_word_embeddings", "layer_types", "attn_type_list", "postnorm", "shared_intermediate_size"
 READ = ("hidden", "layers", "softmax_every", "heads", "kv_heads", "head_dim", "rotary_dim", "ffn", "experts", "top_k",
         "norm_eps")  # fmt: skip
 
@@ -70,46 +71,26 @@ def hf_config(info: dict[str, Any], config: ModelConfig, released: bool) -> dict
     softmax = [config.is_softmax(i) for i in range(config.layers)]
     factors = {"alpha": (2 * config.layers) ** 0.25, "beta": 1.0}
     common = {
-        "vocab_size": info["vocabulary"],
-        "eos_token_id": info["eos"],
-        "bos_token_id": None,
-        "max_position_embeddings": info["context"],
-        "hidden_size": config.hidden,
-        "hidden_act": "silu",
-        "intermediate_size": config.ffn,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "num_local_experts": config.experts,
-        "num_experts_per_tok": config.top_k,
-        "router_aux_loss_coef": config.aux_loss / config.top_k,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": False,
-    }
+        "vocab_size": info["vocabulary"], "eos_token_id": info["eos"], "bos_token_id": None,
+        "max_position_embeddings": info["context"], "num_hidden_layers": config.layers, "hidden_size": config.hidden,
+        "hidden_act": "silu", "intermediate_size": config.ffn, "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "num_local_experts": config.experts,
+        "num_experts_per_tok": config.top_k, "router_aux_loss_coef": config.aux_loss / config.top_k,
+        "rms_norm_eps": config.norm_eps, "tie_word_embeddings": False,
+    }  # fmt: skip
     if released:
         kinds = "full_attention", "linear_attention", "mlp"
         return common | {f"layernorm_{kind}_{name}": value for kind in kinds for name, value in factors.items()} | {
-            "architectures": ["MiniMaxText01ForCausalLM"],
-            "model_type": "minimax_text_01",
-            "attn_type_list": [int(s) for s in softmax],
-            "postnorm": True,
-            "shared_intermediate_size": 0,
-            "rotary_dim": config.rotary_dim,
-            "rope_theta": info["rope_base"],
+            "architectures": ["MiniMaxText01ForCausalLM"], "model_type": "minimax_text_01", "postnorm": True,
+            "attn_type_list": [int(s) for s in softmax], "shared_intermediate_size": 0,
+            "rotary_dim": config.rotary_dim, "rope_theta": info["rope_base"],
         }  # fmt: skip
-    share = config.rotary_dim / config.head_dim
-    kinds = "full_attn", "linear_attn", "mlp"
+    kinds, share = ("full_attn", "linear_attn", "mlp"), config.rotary_dim / config.head_dim
+    theta = info["rope_base"] ** (1 / share) if share else 1.0
     return common | {f"{kind}_{name}_factor": value for kind in kinds for name, value in factors.items()} | {
-        "architectures": ["MiniMaxForCausalLM"],
-        "model_type": "minimax",
-        "block_size": config.block,
+        "architectures": ["MiniMaxForCausalLM"], "model_type": "minimax", "block_size": config.block,
         "layer_types": ["full_attention" if s else "linear_attention" for s in softmax],
-        "rope_parameters": {
-            "rope_type": "proportional",
-            "partial_rotary_factor": share,
-            "rope_theta": info["rope_base"] ** (1 / share) if share else 1.0,
-        },
+        "rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": share, "rope_theta": theta},
     }  # fmt: skip
 
 
@@ -135,15 +116,13 @@ def read_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
         )  # fmt: skip
         about = {"vocabulary": found["vocab_size"], "rope_base": base, "eos": found.get("eos_token_id"),
                  "context": found["max_position_embeddings"]}  # fmt: skip
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not that of a MiniMax decoder: it lacks {error}") from error
-    factors = {key: 1.0 for key in found if key.endswith(("_alpha", "_beta", "_alpha_factor", "_beta_factor"))}
-    wanted = factors | hf_config(about, config, released)
-    for key in (*factors, "hidden_act", "tie_word_embeddings", "attn_type_list" if released else "layer_types"):
-        value = found.get(key, wanted[key])
-        same = math.isclose(value, wanted[key], rel_tol=1e-6) if isinstance(value, float) else value == wanted[key]
-        if not same:
-            raise UserError(f"{path}: {key} is {value}, but this decoder computes with {wanted[key]}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not that of a MiniMax decoder: {error!r}") from error
+    for key, mine in hf_config(about, config, released).items():
+        factor = key.endswith(("_alpha", "_beta", "_factor"))
+        theirs = found.get(key, 1.0 if factor else mine)
+        if not (math.isclose(theirs, mine, rel_tol=1e-6) if factor else key not in DECIDES or theirs == mine):
+            raise UserError(f"{path}: {key} is {theirs}, but this decoder computes with {mine}")
     return config, about | {"released": released}
 
 

@@ -104,9 +104,9 @@ CASES = {
         "dp2, one pass": {"micro_tokens": 4 * CONTEXT}, "cp2 float32": {"cp": 2, "ep": 2, "dtype": "float32"},
     },
     4: {
-        "dp2 replicate2": {"dp_replicate": 2}, "ep4": {"ep": 4}, "cp4": {"cp": 4},
-        "cp4, row by row": {"cp": 4, "micro_tokens": 12}, "dp2 cp2": {"cp": 2}, "dp2 ep2": {"ep": 2},
-        "cp2 ep2": {"cp": 2, "ep": 2}, "replicate2 ep2": {"dp_replicate": 2, "ep": 2},
+        "dp2 replicate2": {"dp_replicate": 2}, "ep4": {"ep": 4, "micro_tokens": CONTEXT}, "cp4": {"cp": 4},
+        "cp4, row by row": {"cp": 4, "micro_tokens": 12}, "dp2 cp2": {"cp": 2},
+        "dp2 ep2": {"ep": 2, "micro_tokens": CONTEXT}, "cp2 ep2": {"cp": 2, "ep": 2}, "replicate2 ep2": {"dp_replicate": 2, "ep": 2},
     },
 }  # fmt: skip
 

@@ -9,7 +9,8 @@ from dataprep.storage import UserError
 from tests.trainer import meshes
 from tests.trainer.meshes import CASES, CONTEXT, ROUTINGS, config, step
 from tests.trainer.ranks import spawn
-from trainer.parallel import world
+from trainer.data import micro_batches
+from trainer.parallel import build_model, world
 
 
 @functools.cache
@@ -54,6 +55,25 @@ def test_a_mesh_computes_what_one_process_computes(together, size, case, routing
 def test_so_does_accumulation(routing):
     assert alone("capacity").load_LE.sum() < alone("dropless").load_LE.sum()
     close(alone(routing, 2 * CONTEXT), alone(routing), 1e-9)
+
+
+def test_half_precision_is_near_and_its_router_in_float32():
+    found, expected = step(config("dropless", dtype="bfloat16")), alone("dropless")
+    assert found.loss == pytest.approx(expected.loss, rel=0.01)
+    for name, gradient in expected.gradients.items():
+        assert found.gradients[name].dtype == torch.float32
+        assert (found.gradients[name] - gradient).norm() <= 0.5 * gradient.norm(), name
+    with world(config("dropless", dtype="bfloat16")) as ranks:
+        model = build_model(config("dropless", dtype="bfloat16"), 50, 1e4, ranks)
+        model.layers[0].unshard()
+        model.layers[0].mlp.gate.unshard()
+        assert model.layers[0].mlp.gate.weight.dtype == torch.float32
+        assert model.layers[0].mlp.experts.down_proj.dtype == torch.bfloat16
+
+
+def test_a_context_that_ranks_cannot_share_is_refused():
+    with world(config("dropless")) as ranks, pytest.raises(UserError, match="cp is 5; it must divide the stage's con"):
+        next(micro_batches(meshes.Log(), 0, 1, config("dropless", cp=5), ranks))
 
 
 @pytest.mark.parametrize("size", CASES)

@@ -7,7 +7,6 @@ import torch
 from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
 from dataprep.storage import UserError
-
 from trainer.attention import Layout
 from trainer.checkpoint import Progress, save
 from trainer.config import ModelConfig, TrainConfig
