@@ -1,4 +1,4 @@
-"""The processes that train together: one mesh, seen three ways, FSDP2 over it, and the few collectives the loop needs.
+"""The processes that train together: one mesh, seen three ways, FSDP2 over it, and the collectives the loop needs.
 
     batch:  dp (dp_replicate * dp_shard) x cp      which sequences a rank reads, which part of them it computes
     dense:  dp_replicate x fsdp (dp_shard * cp)    where all weights but the experts' lie

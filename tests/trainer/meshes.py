@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixer.reader import Batch
 from mixer.shards import SEGMENT
+from tests.trainer.ranks import join
 from trainer.collectives import clip_gradients
 from trainer.config import ModelConfig, ParallelConfig, TrainConfig
 from trainer.data import micro_batches
@@ -106,13 +107,14 @@ CASES = {
     4: {
         "dp2 replicate2": {"dp_replicate": 2}, "ep4": {"ep": 4, "micro_tokens": CONTEXT}, "cp4": {"cp": 4},
         "cp4, row by row": {"cp": 4, "micro_tokens": 12}, "dp2 cp2": {"cp": 2},
-        "dp2 ep2": {"ep": 2, "micro_tokens": CONTEXT}, "cp2 ep2": {"cp": 2, "ep": 2}, "replicate2 ep2": {"dp_replicate": 2, "ep": 2},
+        "dp2 ep2": {"ep": 2, "micro_tokens": CONTEXT}, "cp2 ep2": {"cp": 2, "ep": 2},
+        "replicate2 ep2": {"dp_replicate": 2, "ep": 2},
     },
 }  # fmt: skip
 
 
 def main(out: Path) -> None:
-    dist.init_process_group("gloo")
+    join()
     found = {}
     for name, values in CASES[dist.get_world_size()].items():
         for routing in ROUTINGS:
