@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from dataprep.storage import UserError
+from mixer.batches import slices
 from mixer.reader import Batch, ShardLog
 from trainer.attention import Layout
 from trainer.config import TrainConfig
@@ -75,11 +76,14 @@ def micro_batches(log: ShardLog, start: int, stop: int, config: TrainConfig, wor
     Every rank gets the same number of parts. One left without a sequence of its own computes on a masked one, so that
     all take part in every collective.
     """
-    group, cp = config.model.routing_group, config.parallel.cp
-    if log.stage.context % cp:
-        raise UserError(f"train.parallel.cp is {cp}; it must divide the stage's context, {log.stage.context}")
-    together = group * max(1, config.micro_tokens * cp // (log.stage.context * group)) * world.dp.size()
-    for first in range(start, stop, together):
-        a, b = world.share(first, min(first + together, stop), group)
-        batch = log.read(a, b) if a < b else log.read(first, first + 1)
+    group, cp, context = config.model.routing_group, config.parallel.cp, log.stage.context
+    if context % cp:
+        raise UserError(f"train.parallel.cp is {cp}; it must divide the stage's context, {context}")
+    rank, ranks = world.dp.get_local_rank(), world.dp.size()
+    rows = group * max(1, config.micro_tokens * cp // (context * group))
+    mine = list(slices(start, stop, rank, ranks, rows, group))
+    # The next step is most likely as large as this one; if not, its parts are read when it comes.
+    log.read_ahead([*mine, *slices(stop, 2 * stop - start, rank, ranks, rows, group)])
+    for a, b in mine:
+        batch = log.read(a, b) if a < b else Batch.masked(log.stage, 1)
         yield pack(batch, config.model.block, world.device, a == b, group, world.cp)

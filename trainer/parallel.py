@@ -71,13 +71,6 @@ class World:
     def barrier(self) -> None:
         dist.barrier()
 
-    def share(self, start: int, stop: int, together: int = 1) -> tuple[int, int]:
-        """This rank's contiguous part of [start, stop), in whole runs of `together`; empty where there are fewer than
-        ranks. Ranks of one context-parallel group have the same part."""
-        n, rank, ranks = -(-(stop - start) // together), self.dp.get_local_rank(), self.dp.size()
-        first, last = n * rank // ranks, n * (rank + 1) // ranks
-        return min(start + first * together, stop), min(start + last * together, stop)
-
 
 @contextlib.contextmanager
 def world(config: TrainConfig) -> Iterator[World]:

@@ -45,7 +45,10 @@ class Result:
 class Log:
     """Stands in for a stage's shards."""
 
-    stage = SimpleNamespace(context=CONTEXT)
+    stage = SimpleNamespace(context=CONTEXT, eos=0, dtype=np.uint16)
+
+    def read_ahead(self, ranges: list[tuple[int, int]]) -> None:
+        pass
 
     def read(self, a: int, b: int) -> Batch:
         tokens = np.random.default_rng(0).integers(0, VOCABULARY, (len(ROWS), CONTEXT), np.uint16)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from mixer.reader import Batch
 from mixer.shards import SEGMENT
 from trainer.data import NO_TARGET, pack
-from trainer.parallel import World
 
 CONTEXT = 12
 rows = st.lists(st.lists(st.integers(1, CONTEXT), min_size=0, max_size=5), min_size=1, max_size=4)
@@ -63,17 +62,6 @@ def test_eos_is_learned_but_what_follows_it_is_not():
 def test_a_masked_batch_counts_for_nothing():
     packed = pack(batch([[3, 4]]), block=4, masked=True)
     assert not packed.real_T.any() and (packed.target_T == NO_TARGET).all()
-
-
-@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9), st.integers(1, 4))
-def test_shares_are_contiguous_and_even_in_whole_groups(start, length, size, together):
-    meshes = [SimpleNamespace(size=lambda: size, get_local_rank=lambda r=r: r) for r in range(size)]
-    ranks = [World(r, size, torch.device("cpu"), None, None, mesh, None) for r, mesh in enumerate(meshes)]
-    shares = [r.share(start, start + length, together) for r in ranks]
-    assert [shares[0][0], *(b for _, b in shares)] == [*(a for a, _ in shares), start + length]
-    groups = [-(-(b - a) // together) for a, b in shares]
-    assert max(groups) - min(groups) <= 1
-    assert all((a - start) % together == 0 or a == start + length for a, _ in shares)
 
 
 @given(rows, st.integers(1, 3), st.sampled_from([2, 3, 4]))
