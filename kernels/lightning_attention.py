@@ -1,13 +1,14 @@
 """Lightning attention over packed documents on the GPU (Triton): forward, backward, state in and state out.
 
 `S_t = exp(-s) S_{t-1} + k_t v_t^T`, `o_t = q_t^T S_t` (arXiv 2501.08313, section 2.2.2; scale 1), S = 0 where a
-document starts. Documents are cut into segments and those into chunks. Three passes, all of them parallel over segments:
+document starts. Documents are cut into segments and those into chunks. Three passes, each parallel over segments:
 
     local   what each segment adds to the state                     (matrix products, states held in registers)
     scan    the state that comes into each segment                  (a few bytes per token)
     output  chunk by chunk from that state on                       (matrix products)
 
-Backward is the same three passes from the other end. Documents of one segment, which most are, need only the last.
+The gradients are attention too: of (do, v, k) for q, and from the end of each document on of (v, do, q) for k and of
+(k, q, do) for v. So two kernels and a scan do everything. Documents of one segment, which most are, need only the last.
 Every decay is exp of a number that is 0 or less, so nothing overflows on partial chunks. States are float32.
 """
 
@@ -80,15 +81,11 @@ def _forward(
     initial: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
-    size = _head_size(qkv)
-    heads = qkv.shape[1]
-    state = _states(qkv, slope, table, scans, states, initial, silu)
-    out = qkv.new_empty(len(qkv), heads, size)
+    q, k, v = _parts(qkv)
+    state = _states(k, v, slope, table, scans, states, initial, silu)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     out[tokens:] = 0
-    width = min(size, 64)
-    _output[(len(table), heads, size // width)](
-        qkv, out, state, table, slope, qkv.stride(0), qkv.stride(1), heads, size, width, CHUNK, silu, num_warps=4
-    )
+    _attend(q, k, v, out, state, slope, table, silu=(silu, silu, silu))
     return out, state[-1].clone()
 
 
@@ -112,19 +109,19 @@ def _backward(
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of qkv and of the initial state. States are made anew: kept, they would cost memory in every layer."""
-    size, heads = _head_size(qkv), qkv.shape[1]
-    grad = grad.contiguous()
-    state = _states(qkv, slope, table, scans, states, initial, silu)
-    d_state = state.new_empty(state.shape)
+    (q, k, v), do = _parts(qkv), grad.contiguous()
+    state = _states(k, v, slope, table, scans, states, initial, silu)
+    d_state = torch.empty_like(state)
     d_state[scans[:, 0] + scans[:, 1]] = 0
     d_state[-1] = grad_final
-    _run_states(qkv, grad, d_state, slope, table, scans, silu, reverse=True)
+    _run_scans(q, do, d_state, slope, table, scans, silu=(silu, False), reverse=True)
     d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     d_qkv[tokens:] = 0
-    arguments = (qkv, grad, d_qkv, table, slope, qkv.stride(0), qkv.stride(1), heads, size, CHUNK, silu)
-    grid = (len(table), heads)
-    _grad_query[grid](state, *arguments, num_warps=8)
-    _grad_key_value[grid](d_state, *arguments, num_warps=8)
+    dq, dk, dv = _parts(d_qkv)
+    raw = (q, k, v) if silu else (None, None, None)
+    _attend(do, v, k, dq, state.mT, slope, table, silu=(False, silu, silu), raw=raw[0])
+    _attend(v, do, q, dk, d_state.mT, slope, table, silu=(silu, False, silu), raw=raw[1], reverse=True)
+    _attend(k, q, do, dv, d_state, slope, table, silu=(silu, silu, False), raw=raw[2], reverse=True)
     return d_qkv, d_state[0].clone()
 
 
@@ -151,47 +148,72 @@ def _differentiate(ctx, grad: Tensor, grad_final: Tensor):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _head_size(qkv: Tensor) -> int:
+def _parts(qkv: Tensor) -> tuple[Tensor, ...]:
+    """Views (T, H, N) of q, k and v."""
     size = qkv.shape[2] // 3
     if qkv.shape[2] != 3 * size or size not in (16, 32, 64, 128) or qkv.stride(2) != 1:
         raise ValueError(f"need (T, H, 3N), N 16, 32, 64 or 128, contiguous in the last; got {tuple(qkv.shape)}")
-    return size
+    return qkv.split(size, dim=2)
 
 
 def _states(
-    qkv: Tensor, slope: Tensor, table: Tensor, scans: Tensor, states: int, initial: Tensor | None, silu: bool
+    k: Tensor, v: Tensor, slope: Tensor, table: Tensor, scans: Tensor, states: int, initial: Tensor | None, silu: bool
 ) -> Tensor:
     """float32 (states, H, N, N): each scan's states, before its segments and after the last."""
-    size = qkv.shape[2] // 3
-    state = torch.empty(states, qkv.shape[1], size, size, dtype=torch.float32, device=qkv.device)
+    state = torch.empty(states, *k.shape[1:], k.shape[2], dtype=torch.float32, device=k.device)
     state[scans[:, 0]] = 0
     if initial is not None:
         state[0] = initial
-    _run_states(qkv, qkv, state, slope, table, scans, silu, reverse=False)
+    _run_scans(k, v, state, slope, table, scans, silu=(silu, silu), reverse=False)
     return state
 
 
-def _run_states(
-    qkv: Tensor,
-    other: Tensor,
+def _run_scans(
+    left: Tensor,
+    right: Tensor,
     state: Tensor,
     slope: Tensor,
     table: Tensor,
     scans: Tensor,
-    silu: bool,
+    silu: tuple[bool, bool],
     reverse: bool,
 ) -> None:
-    """The first two passes; `other` is the output's gradient where they run from the other end."""
-    size, heads = qkv.shape[2] // 3, qkv.shape[1]
-    width = min(size, 64)
-    _local[(len(table), heads, size // width)](
-        qkv, other, state, table, slope, qkv.stride(0), qkv.stride(1), heads, size, width, CHUNK, silu, reverse,
-        num_warps=4,
+    """The first two passes, from known states at one end of each scan."""
+    heads, size = left.shape[1:]
+    width, tile = min(size, 64), min(SCAN_TILE, size * size)
+    _local_kernel[(len(table), heads, size // width)](
+        left, right, state, table, slope, *left.stride()[:2], *right.stride()[:2], heads,
+        size, width, CHUNK, *silu, reverse, num_warps=4,
     )  # fmt: skip
-    tile = min(SCAN_TILE, size * size)
-    _scan[(len(scans), heads, size * size // tile)](
+    _scan_kernel[(len(scans), heads, size * size // tile)](
         state, scans, table, slope, heads, size * size, tile, reverse, num_warps=4
     )
+
+
+def _attend(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    out: Tensor,
+    state: Tensor,
+    slope: Tensor,
+    table: Tensor,
+    silu: tuple[bool, bool, bool],
+    raw: Tensor | None = None,
+    reverse: bool = False,
+) -> None:
+    """The third pass: out_t = sum over j <= t (reverse: j >= t) of exp(-s |t - j|) (a_t . b_j) c_j.
+
+    silu: to which of the three it is applied. raw: what `out` is the gradient of the SiLU of.
+    """
+    heads, size = a.shape[1:]
+    width = min(size, 64)
+    x = out if raw is None else raw
+    strides = [n for tensor in (a, b, c, out, x) for n in tensor.stride()[:2]]
+    _attend_kernel[(len(table), heads, size // width)](
+        a, b, c, out, x, state, table, slope, *strides, *state.stride()[2:], heads,
+        size, width, CHUNK, *silu, raw is not None, reverse, num_warps=4, num_stages=2,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -201,84 +223,48 @@ def _power(slope, distance):
 
 
 @triton.jit
-def _silu(x, SILU: tl.constexpr):
+def _rows(x, begin, stop, stride, WIDTH: tl.constexpr, CHUNK: tl.constexpr, SILU: tl.constexpr):
+    """(CHUNK, WIDTH) of a matrix from row `begin` on, or its SiLU; rows from `stop` on are 0."""
+    i = tl.arange(0, CHUNK)
+    places = (begin + i).to(tl.int64)[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+    rows = tl.load(x + places, mask=(begin + i < stop)[:, None], other=0.0)
     if SILU:
-        wide = x.to(tl.float32)
-        x = (wide * tl.sigmoid(wide)).to(x.dtype)
-    return x
+        wide = rows.to(tl.float32)
+        rows = (wide * tl.sigmoid(wide)).to(rows.dtype)
+    return rows
 
 
 @triton.jit
-def _silu_grad(x, grad, SILU: tl.constexpr):
-    if SILU:
-        wide = x.to(tl.float32)
-        gate = tl.sigmoid(wide)
-        grad = grad * gate * (1 + wide * (1 - gate))
-    return grad
+def _last_chunk_first(number, start, stop, CHUNK: tl.constexpr, REVERSE: tl.constexpr):
+    """Where chunk `number` of a segment begins; in reverse counted from the end."""
+    if REVERSE:
+        number = tl.cdiv(stop - start, CHUNK) - 1 - number
+    return start + number * CHUNK
 
 
 @triton.jit
-def _rows(x, begin, stop, stride, width: tl.constexpr, CHUNK: tl.constexpr):
-    """(CHUNK, width) of a matrix from row `begin` on; rows from `stop` on are 0."""
-    i = tl.arange(0, CHUNK)
-    places = (begin + i).to(tl.int64)[:, None] * stride + tl.arange(0, width)[None, :]
-    return tl.load(x + places, mask=(begin + i < stop)[:, None], other=0.0)
-
-
-@triton.jit
-def _store_rows(x, value, begin, stop, stride, width: tl.constexpr, CHUNK: tl.constexpr):
-    i = tl.arange(0, CHUNK)
-    places = (begin + i).to(tl.int64)[:, None] * stride + tl.arange(0, width)[None, :]
-    tl.store(x + places, value.to(x.dtype.element_ty), mask=(begin + i < stop)[:, None])
-
-
-@triton.jit
-def _decays(slope, CHUNK: tl.constexpr):
-    """(CHUNK, CHUNK): from key j to query i, 0 where j > i."""
-    i = tl.arange(0, CHUNK)
-    return tl.where(i[:, None] >= i[None, :], _power(slope, i[:, None] - i[None, :]), 0.0)
-
-
-@triton.jit
-def _state(states, place, head, heads, column, N: tl.constexpr, WIDTH: tl.constexpr):
-    """WIDTH columns of a state from `column` on; zeros for place -1."""
-    acc = tl.zeros((N, WIDTH), tl.float32)
-    if place >= 0:
-        entry = tl.arange(0, N)[:, None] * N + column + tl.arange(0, WIDTH)[None, :]
-        acc = tl.load(states + (place.to(tl.int64) * heads + head) * N * N + entry)
-    return acc
-
-
-@triton.jit
-def _local(
-    qkv, other, state, table, slopes, stride_t, stride_h, heads,
-    N: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
+def _local_kernel(
+    left, right, state, table, slopes, left_t, left_h, right_t, right_h, heads,
+    N: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    SILU_LEFT: tl.constexpr, SILU_RIGHT: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """What a segment adds to the state after it: sum of decayed k v^T. In reverse, to the gradient of the state before
-    it: sum of decayed q do^T."""
+    """What a segment adds to the state after it, or in reverse to the one before it: sum of decayed left right^T."""
     segment, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start, stop = tl.load(table + 3 * segment), tl.load(table + 3 * segment + 1)
     place = tl.load(table + 3 * segment + 2)
     slope = tl.load(slopes + head)
     if place >= 0:
         i = tl.arange(0, CHUNK)
-        inputs = qkv + head.to(tl.int64) * stride_h
+        left += head.to(tl.int64) * left_h
+        right += head.to(tl.int64) * right_h + block * WIDTH
         acc = tl.zeros((N, WIDTH), tl.float32)
-        chunks = tl.cdiv(stop - start, CHUNK)
-        for number in range(chunks):
-            if REVERSE:
-                begin = start + (chunks - 1 - number) * CHUNK
-                left = _silu(_rows(inputs, begin, stop, stride_t, N, CHUNK), SILU)
-                right = _rows(other + head * N + block * WIDTH, begin, stop, heads * N, WIDTH, CHUNK)
-                weight = _power(slope, i + 1)
-            else:
-                begin = start + number * CHUNK
-                left = _silu(_rows(inputs + N, begin, stop, stride_t, N, CHUNK), SILU)
-                right = _silu(_rows(inputs + 2 * N + block * WIDTH, begin, stop, stride_t, WIDTH, CHUNK), SILU)
-                weight = _power(slope, tl.minimum(stop - begin, CHUNK) - 1 - i)
+        for number in range(tl.cdiv(stop - start, CHUNK)):
+            begin = _last_chunk_first(number, start, stop, CHUNK, REVERSE)
             size = tl.minimum(stop - begin, CHUNK)
-            left = (left * weight[:, None]).to(left.dtype)
-            acc = acc * _power(slope, size) + tl.dot(tl.trans(left), right, input_precision="ieee")
+            x = _rows(left, begin, stop, left_t, N, CHUNK, SILU_LEFT)
+            y = _rows(right, begin, stop, right_t, WIDTH, CHUNK, SILU_RIGHT)
+            x = (x * _power(slope, i + 1 if REVERSE else size - 1 - i)[:, None]).to(x.dtype)
+            acc = acc * _power(slope, size) + tl.dot(tl.trans(x), y, input_precision="ieee")
         if not REVERSE:
             place += 1
         entry = tl.arange(0, N)[:, None] * N + block * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -286,7 +272,7 @@ def _local(
 
 
 @triton.jit
-def _scan(state, scans, table, slopes, heads, entries, TILE: tl.constexpr, REVERSE: tl.constexpr):
+def _scan_kernel(state, scans, table, slopes, heads, entries, TILE: tl.constexpr, REVERSE: tl.constexpr):
     """Add the state before each segment, decayed, to what the segment itself adds; in reverse from the last one on."""
     scan, head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     base, count, first = tl.load(scans + 3 * scan), tl.load(scans + 3 * scan + 1), tl.load(scans + 3 * scan + 2)
@@ -307,91 +293,49 @@ def _scan(state, scans, table, slopes, heads, entries, TILE: tl.constexpr, REVER
 
 
 @triton.jit
-def _output(
-    qkv, out, state, table, slopes, stride_t, stride_h, heads,
-    N: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr, SILU: tl.constexpr,
+def _attend_kernel(
+    a, b, c, out, raw, state, table, slopes,
+    a_t, a_h, b_t, b_h, c_t, c_h, out_t, out_h, raw_t, raw_h, state_n, state_m, heads,
+    N: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    SILU_A: tl.constexpr, SILU_B: tl.constexpr, SILU_C: tl.constexpr, SILU_GRAD: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """A segment's output, WIDTH of the head's N dimensions."""
+    """A segment's output, WIDTH of the head's N dimensions, chunk by chunk from the state that comes into it."""
     segment, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start, stop = tl.load(table + 3 * segment), tl.load(table + 3 * segment + 1)
     place = tl.load(table + 3 * segment + 2)
     slope = tl.load(slopes + head)
     i = tl.arange(0, CHUNK)
-    decays, after = _decays(slope, CHUNK), _power(slope, i + 1)
-    inputs = qkv + head.to(tl.int64) * stride_h
-    acc = _state(state, place, head, heads, block * WIDTH, N, WIDTH)
-    for begin in range(start, stop, CHUNK):
+    apart = i[:, None] - i[None, :]
+    if REVERSE:
+        apart = -apart
+    decays = tl.where(apart >= 0, _power(slope, apart), 0.0)
+    a += head.to(tl.int64) * a_h
+    b += head.to(tl.int64) * b_h
+    c += head.to(tl.int64) * c_h + block * WIDTH
+    out += head.to(tl.int64) * out_h + block * WIDTH
+    raw += head.to(tl.int64) * raw_h + block * WIDTH
+    acc = tl.zeros((N, WIDTH), tl.float32)
+    if place >= 0:
+        if REVERSE:
+            place += 1
+        entry = tl.arange(0, N)[:, None] * state_n + (block * WIDTH + tl.arange(0, WIDTH))[None, :] * state_m
+        acc = tl.load(state + (place.to(tl.int64) * heads + head) * N * N + entry)
+    for number in range(tl.cdiv(stop - start, CHUNK)):
+        begin = _last_chunk_first(number, start, stop, CHUNK, REVERSE)
         size = tl.minimum(stop - begin, CHUNK)
-        q = _silu(_rows(inputs, begin, stop, stride_t, N, CHUNK), SILU)
-        k = _silu(_rows(inputs + N, begin, stop, stride_t, N, CHUNK), SILU)
-        v = _silu(_rows(inputs + 2 * N + block * WIDTH, begin, stop, stride_t, WIDTH, CHUNK), SILU)
-        score = tl.dot(q, tl.trans(k), input_precision="ieee") * decays
-        result = tl.dot(q, acc.to(q.dtype), input_precision="ieee") * after[:, None]
-        result += tl.dot(score.to(v.dtype), v, input_precision="ieee")
-        _store_rows(out + head * N + block * WIDTH, result, begin, stop, heads * N, WIDTH, CHUNK)
-        k = (k * _power(slope, size - 1 - i)[:, None]).to(k.dtype)
-        acc = acc * _power(slope, size) + tl.dot(tl.trans(k), v, input_precision="ieee")
-
-
-@triton.jit
-def _grad_query(
-    state, qkv, grad, d_qkv, table, slopes, stride_t, stride_h, heads,
-    N: tl.constexpr, CHUNK: tl.constexpr, SILU: tl.constexpr,
-):  # fmt: skip
-    segment, head = tl.program_id(0), tl.program_id(1)
-    start, stop = tl.load(table + 3 * segment), tl.load(table + 3 * segment + 1)
-    place = tl.load(table + 3 * segment + 2)
-    slope = tl.load(slopes + head)
-    i = tl.arange(0, CHUNK)
-    decays, after = _decays(slope, CHUNK), _power(slope, i + 1)
-    inputs = qkv + head.to(tl.int64) * stride_h
-    acc = _state(state, place, head, heads, 0, N, N)
-    for begin in range(start, stop, CHUNK):
-        size = tl.minimum(stop - begin, CHUNK)
-        k = _silu(_rows(inputs + N, begin, stop, stride_t, N, CHUNK), SILU)
-        v = _silu(_rows(inputs + 2 * N, begin, stop, stride_t, N, CHUNK), SILU)
-        do = _rows(grad + head * N, begin, stop, heads * N, N, CHUNK)
-        d_score = tl.dot(do, tl.trans(v), input_precision="ieee") * decays
-        dq = tl.dot(do, tl.trans(acc).to(do.dtype), input_precision="ieee") * after[:, None]
-        dq += tl.dot(d_score.to(k.dtype), k, input_precision="ieee")
-        dq = _silu_grad(_rows(inputs, begin, stop, stride_t, N, CHUNK), dq, SILU)
-        _store_rows(d_qkv + head * 3 * N, dq, begin, stop, heads * 3 * N, N, CHUNK)
-        k = (k * _power(slope, size - 1 - i)[:, None]).to(k.dtype)
-        acc = acc * _power(slope, size) + tl.dot(tl.trans(k), v, input_precision="ieee")
-
-
-@triton.jit
-def _grad_key_value(
-    d_state, qkv, grad, d_qkv, table, slopes, stride_t, stride_h, heads,
-    N: tl.constexpr, CHUNK: tl.constexpr, SILU: tl.constexpr,
-):  # fmt: skip
-    """From a segment's last chunk to its first, with the gradient of the state after each."""
-    segment, head = tl.program_id(0), tl.program_id(1)
-    start, stop = tl.load(table + 3 * segment), tl.load(table + 3 * segment + 1)
-    place = tl.load(table + 3 * segment + 2)
-    slope = tl.load(slopes + head)
-    i = tl.arange(0, CHUNK)
-    decays, after = _decays(slope, CHUNK), _power(slope, i + 1)
-    inputs = qkv + head.to(tl.int64) * stride_h
-    acc = _state(d_state, tl.where(place >= 0, place + 1, -1), head, heads, 0, N, N)
-    chunks = tl.cdiv(stop - start, CHUNK)
-    for number in range(chunks):
-        begin = start + (chunks - 1 - number) * CHUNK
-        size = tl.minimum(stop - begin, CHUNK)
-        before = _power(slope, size - 1 - i)
-        q = _silu(_rows(inputs, begin, stop, stride_t, N, CHUNK), SILU)
-        k_raw = _rows(inputs + N, begin, stop, stride_t, N, CHUNK)
-        v_raw = _rows(inputs + 2 * N, begin, stop, stride_t, N, CHUNK)
-        k, v = _silu(k_raw, SILU), _silu(v_raw, SILU)
-        do = _rows(grad + head * N, begin, stop, heads * N, N, CHUNK)
-        score = tl.dot(q, tl.trans(k), input_precision="ieee") * decays
-        dv = tl.dot(k, acc.to(k.dtype), input_precision="ieee") * before[:, None]
-        dv += tl.dot(tl.trans(score.to(do.dtype)), do, input_precision="ieee")
-        d_score = tl.dot(do, tl.trans(v), input_precision="ieee") * decays
-        dk = tl.dot(v, tl.trans(acc).to(v.dtype), input_precision="ieee") * before[:, None]
-        dk += tl.dot(tl.trans(d_score.to(q.dtype)), q, input_precision="ieee")
-        d_inputs = d_qkv + head * 3 * N
-        _store_rows(d_inputs + N, _silu_grad(k_raw, dk, SILU), begin, stop, heads * 3 * N, N, CHUNK)
-        _store_rows(d_inputs + 2 * N, _silu_grad(v_raw, dv, SILU), begin, stop, heads * 3 * N, N, CHUNK)
-        q = (q * after[:, None]).to(q.dtype)
-        acc = acc * _power(slope, size) + tl.dot(tl.trans(q), do, input_precision="ieee")
+        from_state = _power(slope, size - 1 - i if REVERSE else i + 1)
+        to_state = _power(slope, i + 1 if REVERSE else size - 1 - i)
+        x = _rows(a, begin, stop, a_t, N, CHUNK, SILU_A)
+        y = _rows(b, begin, stop, b_t, N, CHUNK, SILU_B)
+        z = _rows(c, begin, stop, c_t, WIDTH, CHUNK, SILU_C)
+        score = tl.dot(x, tl.trans(y), input_precision="ieee") * decays
+        result = tl.dot(x, acc.to(x.dtype), input_precision="ieee") * from_state[:, None]
+        result += tl.dot(score.to(z.dtype), z, input_precision="ieee")
+        if SILU_GRAD:
+            wide = _rows(raw, begin, stop, raw_t, WIDTH, CHUNK, False).to(tl.float32)
+            gate = tl.sigmoid(wide)
+            result *= gate * (1 + wide * (1 - gate))
+        rows = (begin + i).to(tl.int64)[:, None] * out_t + tl.arange(0, WIDTH)[None, :]
+        tl.store(out + rows, result.to(out.dtype.element_ty), mask=(begin + i < stop)[:, None])
+        y = (y * to_state[:, None]).to(y.dtype)
+        acc = acc * _power(slope, size) + tl.dot(tl.trans(y), z, input_precision="ieee")
