@@ -162,7 +162,7 @@ def step(
     targets, tokens = ranks.sum(counts).tolist()
     stage_tokens = progress.stage_tokens + tokens
     schedule = config.stages.get(log.stage.stage, config.schedule)
-    lr = learning_rate(schedule, min(1.0, stage_tokens / max(1, log.stage.tokens)))
+    lr = learning_rate(schedule, stage_tokens, max(1, log.stage.tokens))
 
     sources = len(log.stage.sources)
     sums = torch.zeros(2, sources + 1, dtype=torch.float64, device=ranks.device)  # the last column: balance loss
