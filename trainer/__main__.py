@@ -18,6 +18,7 @@ from mixer.reader import ShardLog
 from trainer.config import TrainConfig
 from trainer.loop import HELD_OUT, finished, local_root, open_log, run_directory, train
 from trainer.model import parameter_counts
+from trainer.signals import Stopped
 
 
 def main() -> None:
@@ -38,6 +39,8 @@ def main() -> None:
         if untrained:
             raise UserError(f"stage {arguments.stage} starts from stage {untrained[0]}; train that first")
         train(config, root, stages)
+    except Stopped as stopped:  # as asked: no failure
+        print(stopped)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -7,7 +7,7 @@ import torch
 from mixer.reader import ShardLog
 from trainer.config import TrainConfig
 from trainer.data import available, micro_batches
-from trainer.metrics import loss_by_source, mean_by_source
+from trainer.metrics import group_means, group_names, group_sums
 from trainer.model import Decoder
 from trainer.parallel import World
 
@@ -20,13 +20,14 @@ def evaluate(model: Decoder, log: ShardLog, config: TrainConfig, world: World) -
     """
     wanted = -(-config.evaluate_tokens // log.stage.context)
     sequences = available(log, wanted, world)
-    sums = torch.zeros(2, len(log.stage.sources), dtype=torch.float64, device=world.device)
+    names = group_names(log.stage)
+    sums = torch.zeros(2, sum(map(len, names.values())), dtype=torch.float64, device=world.device)
     for packed in micro_batches(log, 0, sequences, config, world):
         out = model(packed.token_T, packed.layout, packed.target_T, packed.real_T)
-        sums += loss_by_source(out.nll_T, packed, len(log.stage.sources))
-    total, targets = world.sum(sums).sum(1).tolist()
+        sums += group_sums(out.nll_T, packed, names)
+    total, targets = world.sum(sums)[:, : len(log.stage.sources)].sum(1).tolist()
     return {
         "held_out_loss": total / targets if targets else None,
         "held_out_tokens": int(targets),
-        "held_out_sources": mean_by_source(sums, log.stage.sources),
+        "held_out_sources": group_means(sums, names)["sources"],
     }

@@ -126,7 +126,7 @@ class Decoder(nn.Module):
         x_TD = self.norm(x_TD)
         router = torch.stack(counts), torch.stack(probs)
         if target_T is None:
-            return Output(x_TD.new_zeros(()), *x_TD.new_zeros(2, 0), self.lm_head(x_TD), *router)
+            return Output(x_TD.new_zeros(()), (none := x_TD.new_zeros(0)), none, self.lm_head(x_TD), *router)
         return Output(*head_loss(x_TD, self.lm_head.weight, target_T), None, *router)
 
 

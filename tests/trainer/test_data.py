@@ -46,7 +46,8 @@ def test_every_token_by_hand(lengths_by_row):
         start = end_of_row.get(row, 0)
         positions[row * CONTEXT + start : (row + 1) * CONTEXT] = np.arange(CONTEXT - start)
     assert packed.target_T.tolist() == targets.tolist()
-    assert packed.source_T.tolist() == sources.tolist()
+    codes = data.segments["source"].astype(int)[packed.segment_T] if len(data.segments) else sources
+    assert np.where(packed.real_T, codes, -1).tolist() == sources.tolist()
     assert packed.layout.position_T.tolist() == positions.tolist()
     assert packed.token_T.tolist() == data.tokens.ravel().tolist()
     assert packed.real_T.sum() == data.segments["length"].sum()
