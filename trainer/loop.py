@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from dataprep.storage import UserError, absolute, is_local, join, read_json, write_json
-from mixer.reader import ShardLog
+from mixer.reader import ShardLog, StageInfo
 from trainer import checkpoint, hf, signals
 from trainer.checkpoint import Damaged, Progress
 from trainer.config import TrainConfig
@@ -23,9 +23,11 @@ from trainer.moe import balance_loss
 from trainer.parallel import World, alone, build_model, build_optimizer, world
 from trainer.schedule import batch_sequences, learning_rate, phase_ends
 from trainer.signals import Stopped
+from trainer.vocabulary import load as load_vocabulary
 
 HELD_OUT = "held-out"
 DONE = "done.json"
+EVALUATION = "evaluation.json"
 
 
 def open_log(root: str, stage: str) -> ShardLog:
@@ -66,7 +68,8 @@ def train(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any]:
     """Train the stages in this order, each from the one before it. Called on every rank of the process group.
 
     Finished stages are skipped, an interrupted one is resumed from its newest checkpoint. Returns `directory`,
-    `stages` (name -> its done.json) and `export` (a directory for transformers, or None). On SIGTERM it saves and raises `signals.Stopped`.
+    `stages` (name -> its done.json) and `export` (a directory for transformers, or None). On SIGTERM it saves and
+    raises `signals.Stopped`.
     """
     root = local_root(root)
     directory = run_directory(config, root, stages)
@@ -128,9 +131,9 @@ def train_stage(
             progress.skipped += record["loss"] is None
             if progress.skipped > config.max_skipped:
                 raise UserError(
-                    f"stage {stage}, step {progress.step}: loss or gradient is not finite, for the {progress.skipped}th time; "
-                    "lower train.schedule's learning rates, or look at the documents in events.jsonl, and run again: it "
-                    "continues from the last checkpoint"
+                    f"stage {stage}, step {progress.step}: loss or gradient is not finite, for the {progress.skipped} "
+                    "times; lower train.schedule's learning rates, or look at the documents in events.jsonl, and run "
+                    "again: it continues from the last checkpoint"
                 )
             if progress.step % config.checkpoint_steps == 0 and not stopped:
                 saver.save(directory, model, optimizer, progress, about)
@@ -146,12 +149,39 @@ def train_stage(
     done: dict[str, Any] = {"stage": stage, "checkpoint": progress.checkpoint, "steps": progress.step}
     done |= {"tokens": progress.tokens, "stage_tokens": progress.stage_tokens}
     if config.evaluate_tokens:
-        done |= evaluate(model, open_log(root, HELD_OUT), config, ranks)
+        found = report(model, config, root, log.stage, progress, directory, ranks)
+        done |= {"held_out_loss": found["held_out"]["loss"], "held_out_tokens": found["held_out"]["tokens"]}
+        done |= {"held_out_bits_per_byte": found["held_out"]["bits_per_byte"]}
+        done |= {"held_out_sources": {name: score["loss"] for name, score in found["sources"].items()}}
     if metrics is not None:
         metrics.close()
         done |= metrics.summary()
         write_json(str(directory / DONE), done)
     return ranks.broadcast(lambda: done)
+
+
+def report(
+    model: Decoder, config: TrainConfig, root: str, stage: StageInfo, progress: Progress, directory: Path, ranks: World
+) -> dict[str, Any]:
+    """Evaluate, and write evaluation.json."""
+    vocabulary = load_vocabulary(root, stage.tokenizer, stage.vocab_size)
+    about = {"stage": stage.stage, "step": progress.step, "tokens": progress.tokens, "context": stage.context}
+    found = about | evaluate(model, open_log(root, HELD_OUT), stage, vocabulary, config, ranks)
+    ranks.broadcast(lambda: write_json(str(directory / EVALUATION), found))
+    return found
+
+
+def evaluate_newest(config: TrainConfig, root: str, stage: str) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of a stage, trained to its end or not; writes and returns evaluation.json."""
+    root = local_root(root)
+    directory = run_directory(config, root, [stage]) / stage
+    if not checkpoint.checkpoints(directory):
+        raise UserError(f"there is no checkpoint of stage {stage} at {directory}; train it first")
+    with explained(), world(config) as ranks:
+        log = open_log(root, stage)
+        model = build_model(config, log.stage.vocab_size, log.stage.rope_base, ranks)
+        progress = start(stage, directory, None, log, model, build_optimizer(config, model), ranks)
+        return report(model, config, root, log.stage, progress, directory, ranks)
 
 
 def start(

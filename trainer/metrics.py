@@ -17,7 +17,7 @@ from trainer.data import Packed
 SECONDS_BETWEEN_LINES = 5.0
 EDGE = 5  # a single step of long sequences holds a handful of documents
 WINDOW = 100  # steps that a loss is compared with
-COPIES = tuple([*map(str, range(1, 8)), "8+"])
+COPIES = (*map(str, range(1, 8)), "8+")
 FIELDS = {"sources": "source", "classes": "length_class", "tiers": "tier", "copies": "copy"}
 
 

@@ -1,4 +1,4 @@
-"""Reading DCP checkpoints without running what is in them: an allow-list for `.metadata`, `weights_only` for the rest."""
+"""Reading DCP checkpoints without running what is in them: an allow-list for `.metadata`, else `weights_only`."""
 
 import io
 import pickle

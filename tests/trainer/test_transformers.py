@@ -5,7 +5,7 @@ import torch
 from transformers import MiniMaxForCausalLM
 
 from trainer.attention import Layout
-from trainer.checkpoint import Progress, save
+from trainer.checkpoint import Progress, Saver
 from trainer.config import ModelConfig, TrainConfig
 from trainer.hf import export, head_order
 from trainer.moe import balance_loss
@@ -33,8 +33,10 @@ def pair(request, tmp_path_factory):
                 p.to_local().add_(0.05 * torch.randn(p.shape, generator=generator))
         about = {"config": config.model_dump(mode="json"), "vocabulary": VOCABULARY, "rope_base": 1e4}
         about |= {"context": 512, "eos": 0}
-        checkpoint = save(path, model, build_optimizer(config, model), Progress("s"), about, ranks, keep=1)
-        export(checkpoint, path / "hf")
+        saver, progress = Saver(ranks, keep=1), Progress("s")
+        saver.save(path, model, build_optimizer(config, model), progress, about)
+        saver.wait()
+        export(path / progress.checkpoint, path / "hf")
         theirs, loading = MiniMaxForCausalLM.from_pretrained(path / "hf", output_loading_info=True)
         assert not loading["unexpected_keys"] and not loading["mismatched_keys"]
         assert all("decay" in key or "slope" in key for key in loading["missing_keys"])
