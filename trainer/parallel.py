@@ -23,6 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from dataprep.storage import UserError, explain_os_error
 from trainer.config import TrainConfig
 from trainer.model import Decoder, initialise
+from trainer.recompute import prepare
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 TIMEOUT = timedelta(hours=6)  # ranks also wait this long for rank 0 while it waits for the packer
@@ -121,6 +122,7 @@ def build_model(config: TrainConfig, vocabulary: int, rope_base: float, world: W
     policy = MixedPrecisionPolicy()
     if config.dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    prepare(model, config)
     for layer in model.layers:
         fully_shard(layer, mesh=world.mesh, mp_policy=policy)
     fully_shard(model, mesh=world.mesh, mp_policy=policy)
