@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainer.documents import attend_documents
+
 SCAN = 32  # chunks that the scan over states combines with one matrix product
 
 
@@ -29,6 +31,7 @@ class Layout:
 
     cu_seqlens: list[int]  # document i is tokens [cu_seqlens[i], cu_seqlens[i + 1])
     cu_seqlens_device: Tensor  # the same, int32
+    longest: int  # document's tokens
     position_T: Tensor  # int64, restarts at every document
     same_C1BB: Tensor  # query and key belong to one document
     inward_C1B1: Tensor  # the token belongs to the document that the state coming into the chunk belongs to
@@ -47,6 +50,7 @@ class Layout:
         return cls(
             cu_seqlens=cu_seqlens,
             cu_seqlens_device=cu.to(device, torch.int32),
+            longest=int(lengths.max()),
             position_T=position.to(device),
             same_C1BB=(chunked[:, :, None] == chunked[:, None, :])[:, None],
             inward_C1B1=(chunked == before[:, None])[:, None, :, None],
@@ -143,13 +147,8 @@ def softmax_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layou
         from torch.nn.attention.varlen import varlen_attn
 
         cu = layout.cu_seqlens_device
-        longest = max(b - a for a, b in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False))
         k_THN, v_THN = (x.repeat_interleave(q_THN.shape[1] // x.shape[1], dim=1) for x in (k_TKN, v_TKN))
-        out_THN = varlen_attn(q_THN, k_THN, v_THN, cu, cu, longest, longest, window_size=(-1, 0))
+        out_THN = varlen_attn(q_THN, k_THN, v_THN, cu, cu, layout.longest, layout.longest, window_size=(-1, 0))
         assert isinstance(out_THN, Tensor)
         return out_THN
-    out = []
-    for start, stop in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False):
-        q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (q_THN, k_TKN, v_TKN))
-        out.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
-    return torch.cat(out)
+    return attend_documents(q_THN, k_TKN, v_TKN, layout.cu_seqlens_device, layout.cu_seqlens_device)

@@ -175,6 +175,10 @@ class TrainConfig(Section):
     def _marks(self) -> "TrainConfig":
         if any(mark <= 0 or tokens <= 0 for mark, tokens in self.batch_marks.items()):
             raise ValueError(f"batch_marks is {self.batch_marks}: tokens seen and tokens of a batch must be above 0")
+        if self.compile and self.device == "cuda" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"compile on cuda needs dtype bfloat16, not {self.dtype}: its packed attention has no other"
+            )
         if self.keep_every and self.keep_every % self.checkpoint_steps:
             raise ValueError(
                 f"keep_every is {self.keep_every}: no multiple of checkpoint_steps ({self.checkpoint_steps}), so "

@@ -10,7 +10,7 @@ from trainer.config import TrainConfig
 from trainer.model import Decoder
 
 BACKEND = "inductor"
-ROUTING = ("aten::topk",)  # never computed again: a rounding error would send tokens to other experts
+ROUTING = ("aten::topk", "trivium::route")  # never computed again: a rounding error would send tokens to other experts
 COSTLY = (
     *ROUTING,
     "aten::mm",
@@ -20,6 +20,7 @@ COSTLY = (
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
     "torch_attn::_varlen_attn",
+    "trivium::attend_documents",
     "_c10d_functional::all_to_all_single",
     "_c10d_functional::all_gather_into_tensor",
 )
