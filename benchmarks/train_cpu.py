@@ -1,17 +1,18 @@
 """Training speed on the CPU beside `transformers`' MiniMax, same weights: `python -m benchmarks.train_cpu [--long]`."""
 
-import itertools
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import MiniMaxForCausalLM
+from transformers.utils import logging
 
 from benchmarks.dedup_corpus import about, save
 from benchmarks.dedup_corpus import parser as command_line
@@ -23,6 +24,7 @@ from trainer.data import pack
 from trainer.hf import export
 from trainer.loop import open_log
 from trainer.model import Decoder
+from trainer.moe import balance_loss
 from trainer.parallel import build_model, build_optimizer, world
 
 MODEL = ModelConfig(hidden=256, layers=8, heads=4, kv_heads=2, head_dim=64, rotary_dim=32, ffn=512, experts=8, block=64)
@@ -57,8 +59,6 @@ def their_step(model: MiniMaxForCausalLM, optimizer: torch.optim.Optimizer, batc
 
 
 def our_step(model: Decoder, optimizer: torch.optim.Optimizer, batches: list[Batch]) -> None:
-    from trainer.moe import balance_loss
-
     for batch in batches:
         packed = pack(batch, MODEL.block)
         out = model(packed.token_T, packed.layout, packed.target_T, packed.real_T)
@@ -80,16 +80,11 @@ def padded(documents: list[np.ndarray], by_length: bool) -> list[torch.Tensor]:
     if by_length:
         order = order[np.argsort([len(documents[i]) for i in order], kind="stable")]
     batches = []
-    for members in itertools.batched(order, BATCH) if hasattr(itertools, "batched") else batched(order):
+    for members in (order[i : i + BATCH] for i in range(0, len(order), BATCH)):
         longest = max(len(documents[i]) for i in members)
         rows = [F.pad(torch.from_numpy(documents[i]), (0, longest - len(documents[i])), value=-100) for i in members]
         batches.append(torch.stack(rows))
     return batches
-
-
-def batched(order: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(order), BATCH):
-        yield order[start : start + BATCH]
 
 
 def pair(directory: Path, model: Decoder, config: TrainConfig, ranks: object) -> MiniMaxForCausalLM:
@@ -102,6 +97,8 @@ def pair(directory: Path, model: Decoder, config: TrainConfig, ranks: object) ->
     saver.wait()
     saver.close()
     export(directory / progress.checkpoint, directory / "hf")
+    logging.set_verbosity_error()  # it tells of decay buffers that it makes itself
+    logging.disable_progress_bar()
     return MiniMaxForCausalLM.from_pretrained(directory / "hf").train()
 
 
@@ -113,9 +110,8 @@ def compare(root: str | None, stage: str, quick: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory, world(config) as ranks:
         ours = build_model(config, VOCABULARY, 1e4, ranks)
         theirs = pair(Path(directory), ours, config, ranks)
-        print(
-            f"{sum(p.numel() for p in ours.parameters()) / 1e6:.1f} M parameters, 2 threads; {about('torch', 'transformers')}"
-        )
+        millions = sum(p.numel() for p in ours.parameters()) / 1e6
+        print(f"{millions:.1f} M parameters, 2 threads; {about('torch', 'transformers')}")
         adam = build_optimizer(config, ours), torch.optim.AdamW(theirs.parameters(), lr=0.0, fused=True)
         for name, length in LENGTHS.items():
             batch = one_document(length)
@@ -156,7 +152,7 @@ def packed(root: str, stage: str, ours, theirs, adam, sequences: int, repeats: i
     )
     steps: dict[str, Step] = {"ours": lambda: our_step(ours, adam[0], [batch])}
     for name, by_length in (("theirs", False), ("theirs_grouped", True)):
-        steps[name] = lambda rows=padded(documents, by_length): their_step(theirs, adam[1], rows)
+        steps[name] = partial(their_step, theirs, adam[1], padded(documents, by_length))
     seconds = median_times(steps, repeats)
     figures = row("packed", tokens, seconds)
     return figures | {"vs_transformers_grouped": seconds["theirs_grouped"] / seconds["ours"]}
@@ -175,14 +171,11 @@ def long_row() -> dict[str, float]:
     with world(config) as ranks:
         model = build_model(config, 4096, 1e7, ranks)
         optimizer = build_optimizer(config, model)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
         our_step(model, optimizer, [batch])
         seconds = time.perf_counter() - began
     gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(
-        f"1M-token row, {len(segments):,} documents: one step in {seconds:.1f} s, {gigabytes:.1f} GB ({before / 1e6:.1f} before)"
-    )
+    print(f"1M-token row, {len(segments):,} documents: one step in {seconds:.1f} s, {gigabytes:.1f} GB")
     return {"long_seconds": seconds, "long_gb": gigabytes}
 
 
