@@ -56,7 +56,9 @@ def memory_needed(config: TrainConfig, vocabulary: int, context: int, parameters
     m = config.model
     wide = 8 if config.dtype == "float64" else 4
     narrow = {"float64": 8, "float32": 4, "bfloat16": 2}[config.dtype]
-    width, tokens = m.heads * m.head_dim, max(context, config.micro_tokens // context * context)
+    width = m.heads * m.head_dim
+    most = min(config.micro_tokens, max(config.batch_tokens, *config.batch_marks.values(), 0))
+    tokens = max(context, most // context * context)
     expert = m.top_k * (2 * m.hidden + 3 * m.ffn)
     per_token = {
         "none": m.layers * (8 * m.hidden + 12 * width + 2 * m.heads * m.block + expert + m.top_k * m.ffn),

@@ -57,6 +57,9 @@ class Rows:
             self.segments[i] = (row, used[row], length, number, 0, 0, 0, 0, 0)
             used[row] += length
 
+    def read_ahead(self, slices: object) -> None:
+        """As a shard log has it; here everything is there."""
+
     def read(self, start: int, stop: int) -> Batch:
         low, high = np.searchsorted(self.segments["sequence"], [start, stop])
         segments = self.segments[low:high].copy()
@@ -65,7 +68,7 @@ class Rows:
 
 
 def held_out(log: ShardLog, sequences: int, limit: int, context: int) -> list[Item]:
-    """The first documents of `sequences` held-out sequences, `limit` tokens or a little more.
+    """Documents of `sequences` held-out sequences in the order of a hash: `limit` tokens or a little more.
 
     A document's pieces are put together again, so that the held-out context does not bound what is measured, and cut
     to `context`.
@@ -78,7 +81,7 @@ def held_out(log: ShardLog, sequences: int, limit: int, context: int) -> list[It
             pieces.setdefault((int(s["doc"]), int(s["copy"])), []).append((int(s["offset"]), tokens, s))
     items: list[Item] = []
     there = 0
-    for found in pieces.values():
+    for _, found in sorted(pieces.items(), key=lambda entry: digest(entry[0])):
         if there >= limit:
             break
         found.sort(key=lambda piece: piece[0])
@@ -146,4 +149,8 @@ def recall(vocabulary: Vocabulary, length: int, sample: int) -> Item | None:
 
 def digits(*what: Any) -> str:
     """Six digits that hash what they are for."""
-    return f"{int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], 'little') % 1_000_000:06d}"
+    return f"{digest(what) % 1_000_000:06d}"
+
+
+def digest(what: tuple[Any, ...]) -> int:
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:8], "little")

@@ -163,18 +163,26 @@ def test_sigterm_saves_and_what_follows_is_the_same(trained, root):
         assert without_speed(records(root, stage)) == without_speed(records(trained[0], stage))
 
 
-def test_sigterm_while_waiting_for_the_packer(trained, root):
-    """Of a process of its own, as torchrun would start it: it saves and exits 0."""
-    base = root / "pack-base"
-    for path in [*base.glob("00001*"), base / "end.json"]:
-        path.unlink()
-    beat(str(base / "heartbeat.json"))
+def start_process(root):
+    """The trainer on stage "base" as torchrun would start it."""
     config = root / "config.yaml"
     config.write_text(
         json.dumps({"root": str(root), "mix": {"stages": [{"name": "base"}]}, "train": CONFIG.model_dump(mode="json")})
     )
     command = [sys.executable, "-m", "trainer", str(config), "--stage", "base"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def lines(root):
+    return [line for path in root.glob("train-*/base/metrics.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_sigterm_while_waiting_for_the_packer(root):
+    base = root / "pack-base"
+    for path in [*base.glob("00001*"), base / "end.json"]:
+        path.unlink()
+    beat(str(base / "heartbeat.json"))
+    process = start_process(root)
     there = ShardLog(str(base)).wait(1) // 10  # whole steps
     sigterm_when(lambda: len(lines(root)) >= there, process.pid).join()
     out, _ = process.communicate(timeout=60)
@@ -183,8 +191,18 @@ def test_sigterm_while_waiting_for_the_packer(trained, root):
     assert saved.is_dir()
 
 
-def lines(root):
-    return [line for path in root.glob("train-*/base/metrics.jsonl") for line in path.read_text().splitlines()]
+def test_killed_at_any_step_the_losses_are_the_same_bits(trained, root):
+    """kill -9, which may be in the middle of a checkpoint that is being written; the second time, after resuming."""
+    for steps in (5, 9):
+        process = start_process(root)
+        deadline = time.monotonic() + 60
+        while len(lines(root)) < steps and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        assert len(lines(root)) >= steps and not list(root.glob("train-*/base/done.json"))
+    train(CONFIG, str(root), ["base"])
+    assert without_speed(records(root, "base")) == without_speed(records(trained[0], "base"))
 
 
 def test_flops_are_those_of_a_count_by_hand():
