@@ -131,8 +131,8 @@ def train_stage(
             progress.skipped += record["loss"] is None
             if progress.skipped > config.max_skipped:
                 raise UserError(
-                    f"stage {stage}, step {progress.step}: loss or gradient is not finite, for the {progress.skipped} "
-                    "times; lower train.schedule's learning rates, or look at the documents in events.jsonl, and run "
+                    f"stage {stage}, step {progress.step}: loss or gradient not finite, {progress.skipped} such "
+                    "steps now; lower train.schedule's learning rates, or look at the documents in events.jsonl, and run "
                     "again: it continues from the last checkpoint"
                 )
             if progress.step % config.checkpoint_steps == 0 and not stopped:
