@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from dataprep import storage
+from dataprep.classifier import ClassifierConfig
 from dataprep.config import CorpusConfig
+from dataprep.labels import LabelsConfig
 from dataprep.quality import QualityConfig
 from dataprep.storage import UserError
 from dataprep.tokenizer import TokensConfig
@@ -38,6 +40,8 @@ class Config(BaseSettings):
     corpus: CorpusConfig = Field(description="what to read")
     dedup: DedupConfig = Field(default_factory=DedupConfig, description="exact and near duplicates")
     quality: QualityConfig = Field(default_factory=QualityConfig, description="signals, score and tiers")
+    labels: LabelsConfig = Field(default_factory=LabelsConfig, description="ratings by a language model")
+    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig, description="the quality classifier")
     tokens: TokensConfig = Field(default_factory=TokensConfig, description="the tokeniser")
     mix: MixConfig = Field(description="the curriculum: stages, tiers, shards")
     train: TrainConfig = Field(default_factory=TrainConfig, description="model and training")

@@ -121,6 +121,9 @@ class MixConfig(Section):
     stages: list[Stage] = Field(min_length=1, description="The curriculum, in order.")
     held_out: HeldOut = Field(default=HeldOut(), description="The split that no stage draws from.")
     shard_tokens: int = Field(default=64_000_000, ge=1, description="Tokens per shard, about.")
+    compression: Literal["zstd", "none"] = Field(
+        default="zstd", description="Of the shards; none: twice the bytes, read several times as fast."
+    )
     exclude: str | None = Field(
         default=None,
         description="File of documents to take down, one per line: owner's id, content hash (hex) or doc:NUMBER.",

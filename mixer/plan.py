@@ -1,6 +1,6 @@
 """The plan: for every stage and cell (source x tier x length class), how many tokens and copies, and why."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +33,11 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """classes: planned tokens by length class. shards: windows the drawn documents are dealt to, one shard each."""
+    """classes: planned tokens by length class. shards: windows the drawn documents are dealt to, one shard each.
+
+    densities: by source, knots (x, d) of the piecewise linear density of its tokens over the stage: x in [0, 1], not
+    decreasing (two knots with one x make a step), d >= 0, integral 1. A source that is not in it is uniform.
+    """
 
     name: str
     index: int
@@ -44,14 +48,14 @@ class StagePlan:
     shards: int
     classes: dict[str, int]
     cells: tuple[CellPlan, ...]
+    densities: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
     """stages: in the order of training. held_out: the split that none of them draws from.
 
-    places: for each of a plan's cells the columns source, tier, length_class, held_out and `cumulative` (float64
-    [1025]), the part of the cell's tokens below each of the 1024 buckets of the draw hash, from 0 to 1.
+    places: where each cell is cut (PLACES of mixer/places.py), a row for each of the plan's cells.
     """
 
     seed: int
@@ -110,8 +114,12 @@ class Plan:
 
 
 def _stage_from_json(value: dict[str, Any]) -> StagePlan:
-    return StagePlan(**value | {"cells": tuple(CellPlan(**cell) for cell in value["cells"])})
+    densities = {source: [(x, d) for x, d in knots] for source, knots in value["densities"].items()}
+    return StagePlan(**value | {"cells": tuple(CellPlan(**cell) for cell in value["cells"]), "densities": densities})
 
 
 def _digest(places: pa.Table) -> str:
-    return xxhash.xxh3_64_hexdigest(places["cumulative"].combine_chunks().flatten().to_numpy().tobytes())
+    digest = xxhash.xxh3_64()
+    for name in ("knots", "cumulative", "copies"):
+        digest.update(places[name].combine_chunks().flatten().to_numpy().tobytes())
+    return digest.hexdigest()

@@ -4,13 +4,10 @@ from fractions import Fraction
 from math import ceil, floor
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from dataprep.storage import UserError
 from mixer.allocate import largest_remainder, water_fill
 from mixer.config import CLASSES, HELD_OUT, MixConfig, Stage
-from mixer.inventory import BUCKETS
+from mixer.places import places
 from mixer.plan import CellPlan, Plan, StagePlan
 
 Cells = list[dict[str, Any]]
@@ -48,14 +45,15 @@ def make_plan(inventory: dict[str, Any], config: MixConfig) -> Plan:
         ]
         stages.append(_stage_plan(i, stage, stage.tokens, rows, config))
         before = after
+    held_out = _plan_held_out([cell for cell in inventory["cells"] if cell["held_out"]], config)
     return Plan(
         seed=config.seed,
         sources=tuple(sources),
         thresholds=config.thresholds.model_dump(),
         stages=tuple(stages),
-        held_out=_plan_held_out([cell for cell in inventory["cells"] if cell["held_out"]], config),
+        held_out=held_out,
         removed=inventory["removed"],
-        places=_places(inventory["cells"]),
+        places=places(inventory["cells"], stages, held_out, config),
     )
 
 
@@ -156,15 +154,3 @@ def _plan_held_out(cells: Cells, config: MixConfig) -> StagePlan:
     context = config.held_out.context or first.context
     stage = first.model_copy(update={"name": HELD_OUT, "context": context, "long_documents": "split"})
     return _stage_plan(len(config.stages), stage, tokens, rows, config)
-
-
-def _places(cells: Cells) -> pa.Table:
-    """Where each bucket of the draw hash begins in its cell, as a part of the cell's tokens."""
-    tokens = np.array([cell["buckets"] for cell in cells], np.float64).reshape(len(cells), BUCKETS)
-    cumulative = np.concatenate([np.zeros((len(cells), 1)), np.cumsum(tokens, axis=1)], axis=1)
-    cumulative /= np.maximum(cumulative[:, -1:], 1)
-    names = ("source", "tier", "length_class")
-    columns: dict[str, Any] = {name: pa.array([cell[name] for cell in cells], pa.string()) for name in names}
-    columns["held_out"] = pa.array([cell["held_out"] for cell in cells], pa.bool_())
-    columns["cumulative"] = pa.FixedSizeListArray.from_arrays(pa.array(cumulative.ravel()), BUCKETS + 1)
-    return pa.table(columns)

@@ -131,6 +131,9 @@ class TrainConfig(Section):
         gt=0,
         description="deviations above the mean of 100 steps from which a loss is logged as a spike",
     )
+    quarantined: Literal["stop", "mask"] = Field(
+        default="stop", description="at sequences in quarantine (jobs/shards.py): stop, or go on, with them masked"
+    )
     export: bool = Field(default=True, description="write the last stage's model for transformers")
     workers: int = Field(default=1, gt=0, description="training processes")
     cpus_per_worker: float = Field(
@@ -191,5 +194,6 @@ class TrainConfig(Section):
         how = {
             "workers", "cpus_per_worker", "threads", "device", "micro_tokens", "checkpoint_steps", "keep", "keep_every",
             "export", "compile", "checkpointing", "peak_tflops", "spike", "max_skipped", "evaluate_needles",
+            "quarantined",
         }  # fmt: skip
         return fingerprint([self.model_dump(mode="json", exclude=how), plan])[:12]

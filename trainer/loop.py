@@ -3,7 +3,7 @@
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,12 +30,12 @@ DONE = "done.json"
 EVALUATION = "evaluation.json"
 
 
-def open_log(root: str, stage: str) -> ShardLog:
+def open_log(root: str, stage: str, quarantined: Literal["stop", "mask"] = "stop") -> ShardLog:
     """The shards of a stage, by the name they were published under in `latest/`."""
     entry = read_json(join(root, "latest", f"pack-{stage}.json"))
     if entry is None:
         raise UserError(f"{root} holds no shards of stage {stage}; plan and pack it first (jobs/mix.py)")
-    return ShardLog(join(root, entry["directory"]))
+    return ShardLog(join(root, entry["directory"]), quarantined)
 
 
 def local_root(root: str) -> str:
@@ -98,7 +98,7 @@ def train_stage(
     config: TrainConfig, root: str, stage: str, directory: Path, previous: Path | None, ranks: World
 ) -> dict[str, Any]:
     """Train one stage to the end of its shards, which may still be growing; returns what done.json says."""
-    log = open_log(root, stage)
+    log = open_log(root, stage, config.quarantined)
     phase_ends(config.stages.get(stage, config.schedule), log.stage.tokens)  # raises where they do not fit
     parameters = parameter_counts(config.model, log.stage.vocab_size)[0]
     needed = memory_needed(config, log.stage.vocab_size, log.stage.context, parameters, ranks.size)
@@ -132,7 +132,7 @@ def train_stage(
             if progress.skipped > config.max_skipped:
                 raise UserError(
                     f"stage {stage}, step {progress.step}: loss or gradient not finite, {progress.skipped} such "
-                    "steps now; lower train.schedule's learning rates, or look at the documents in events.jsonl, and run "
+                    "steps; lower train.schedule's learning rates, or look at the documents in events.jsonl, and run "
                     "again: it continues from the last checkpoint"
                 )
             if progress.step % config.checkpoint_steps == 0 and not stopped:

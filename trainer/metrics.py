@@ -51,7 +51,7 @@ def group_means(sums: Tensor, names: dict[str, tuple[str, ...]]) -> dict[str, di
 
 def documents(log: ShardLog, start: int, stop: int) -> list[dict[str, Any]]:
     """The documents of sequences [start, stop)."""
-    own, found = ShardLog(log.directory), []  # the trainer's may be in use by another thread
+    own, found = ShardLog(log.directory, "mask"), []  # the trainer's may be in use by another thread
     own.wait(stop)
     for row in range(start, stop):
         segments = own.read(row, row + 1).segments
