@@ -70,7 +70,7 @@ def test_what_is_computed_again():
     assert selective[1]["aten::silu"] > none[1].get("aten::silu", 0)
 
 
-@pytest.mark.parametrize("how", ["none", "selective", "full"])
+@pytest.mark.parametrize("how", ["none", "selective"])
 def test_compiled_layers_are_one_graph(how, monkeypatch):
     """`fullgraph` raises at a break. Other documents need no other graph: two kinds of layer, two graphs."""
     monkeypatch.setattr(recompute, "BACKEND", "aot_eager")
