@@ -9,7 +9,6 @@ chunk (the block), G chunks of one scan step, X = N * N entries of a state. A di
 
 import functools
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from trainer.collectives import AllGather
+from trainer.documents import attend_documents
 
 SCAN = 32  # chunks that the scan over states combines with one matrix product
 
@@ -42,6 +42,7 @@ class Layout:
     part: slice  # where the slice lies in the stream
     cu_seqlens_device: Tensor  # the same, int32
     cu_keys_device: Tensor
+    longest: tuple[int, int]  # most queries and most keys of one document
     position_T: Tensor  # int64, restarts at every document
     group_T: Tensor  # int64: the routing group of the token (`moe.py`); -1: padding
     member_GT: Tensor  # the same as a mask
@@ -84,6 +85,7 @@ class Layout:
             part=slice(start, stop),
             cu_seqlens_device=local.to(device, torch.int32),
             cu_keys_device=keys.to(device, torch.int32),
+            longest=(int(local.diff().max()), int(keys.diff().max())),
             position_T=(torch.arange(start, stop) - cu[document]).to(device),
             group_T=group_T.to(device),
             member_GT=(group_T == torch.arange(groups)[:, None]).to(device),
@@ -223,18 +225,8 @@ def softmax_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layou
         from torch.nn.attention.varlen import varlen_attn
 
         cu = layout.cu_seqlens_device, layout.cu_keys_device
-        longest = (max(b - a for a, b in pairwise(edges)) for edges in (layout.cu_seqlens, layout.cu_keys))
         k_THN, v_THN = (x.repeat_interleave(q_THN.shape[1] // x.shape[1], dim=1) for x in (k_TKN, v_TKN))
-        out_THN = varlen_attn(q_THN, k_THN, v_THN, *cu, *longest, window_size=(-1, 0))
+        out_THN = varlen_attn(q_THN, k_THN, v_THN, *cu, *layout.longest, window_size=(-1, 0))
         assert isinstance(out_THN, Tensor)
         return out_THN
-    out = []
-    for queries, keys in zip(pairwise(layout.cu_seqlens), pairwise(layout.cu_keys), strict=True):
-        q, k, v = (
-            x[slice(*part)].transpose(0, 1)[None] for x, part in ((q_THN, queries), (k_TKN, keys), (v_TKN, keys))
-        )
-        earlier = k.shape[2] - q.shape[2]  # keys of ranks before
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(earlier).to(q.device) if earlier else None
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=not earlier, enable_gqa=True)
-        out.append(y[0].transpose(0, 1))
-    return torch.cat(out)
+    return attend_documents(q_THN, k_TKN, v_TKN, layout.cu_seqlens_device, layout.cu_keys_device)

@@ -81,13 +81,23 @@ class ModelConfig(Section):
 
 
 class Phase(Section):
-    """A stretch of a stage's learning rate: from where the phase before it ended (at first: 0) to `lr`."""
+    """A stretch of a stage's learning rate: from where the phase before it ended (at first: 0) to `lr`.
 
-    share: float = Field(gt=0, le=1, description="share of the stage's planned tokens")
+    It lasts `share` of the stage's planned tokens, or `tokens`; the one phase that says neither takes what is left.
+    """
+
+    share: float | None = Field(default=None, gt=0, le=1, description="share of the stage's planned tokens")
+    tokens: int | None = Field(default=None, gt=0, description="tokens that the phase lasts")
     lr: float = Field(ge=0, description="learning rate at the end of the phase")
     shape: Literal["linear", "cosine", "exponential", "constant"] = Field(
         default="linear", description="the way there; constant: the rate is lr from the phase's first token on"
     )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Phase":
+        if self.share is not None and self.tokens is not None:
+            raise ValueError(f"a phase has a share ({self.share:g}) or tokens ({self.tokens}), not both; drop one")
+        return self
 
 
 Schedule = tuple[Phase, ...]
@@ -137,6 +147,17 @@ class TrainConfig(Section):
     evaluate_tokens: int = Field(
         default=65536, ge=0, description="held-out tokens to evaluate on after each stage; 0: none"
     )
+    evaluate_needles: int = Field(
+        default=1, ge=0, description="needles and keys to look for at each length and depth, after each stage; 0: none"
+    )
+    max_skipped: int = Field(
+        default=10, ge=0, description="steps of a stage that may be skipped for a loss or gradient that is not finite"
+    )
+    spike: float = Field(
+        default=6.0,
+        gt=0,
+        description="deviations above the mean of 100 steps from which a loss is logged as a spike",
+    )
     quarantined: Literal["stop", "mask"] = Field(
         default="stop", description="at sequences in quarantine (jobs/shards.py): stop, or go on, with them masked"
     )
@@ -151,22 +172,56 @@ class TrainConfig(Section):
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="of the computation; the weights stay float32, or float64 with float64"
     )
+    checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="activations of a layer to compute again in the backward pass: none, all but those of matrix "
+        "products and attention, or all",
+    )
+    compile: bool = Field(default=False, description="compile every layer with torch.compile")
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="a device's peak, for the MFU; null: known for A100, H100, H200, B200"
+    )
     checkpoint_steps: int = Field(default=100, gt=0, description="steps between two checkpoints")
     keep: int = Field(default=2, gt=0, description="checkpoints to keep while a stage runs")
+    keep_every: int | None = Field(
+        default=None, gt=0, description="milestones: checkpoints at multiples of this many steps are kept for ever"
+    )
 
     @field_validator("schedule", "stages")
     @classmethod
     def _whole(cls, value: Any) -> Any:
         for phases in value.values() if isinstance(value, dict) else [value]:
-            if abs((total := sum(p.share for p in phases)) - 1) > 1e-6:
+            rest = sum(p.share is None and p.tokens is None for p in phases)
+            total = sum(p.share or 0 for p in phases)
+            if not phases or rest > 1:
+                raise ValueError(f"{rest or 'no'} phases without share or tokens: it may have one such")
+            if total > 1 + 1e-6 or (all(p.share for p in phases) and total < 1 - 1e-6):
                 raise ValueError(f"the shares of a schedule's phases are {total:g} together; they must make 1")
             starts = [0.0, *(p.lr for p in phases)]
             if any(p.shape == "exponential" and 0 in (a, p.lr) for a, p in zip(starts, phases, strict=False)):
                 raise ValueError("an exponential phase cannot start or end at a learning rate of 0")
         return value
 
+    @model_validator(mode="after")
+    def _marks(self) -> "TrainConfig":
+        if any(mark <= 0 or tokens <= 0 for mark, tokens in self.batch_marks.items()):
+            raise ValueError(f"batch_marks is {self.batch_marks}: tokens seen and tokens of a batch must be above 0")
+        if self.compile and self.device == "cuda" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"compile on cuda needs dtype bfloat16, not {self.dtype}: its packed attention has no other"
+            )
+        if self.keep_every and self.keep_every % self.checkpoint_steps:
+            raise ValueError(
+                f"keep_every is {self.keep_every}: no multiple of checkpoint_steps ({self.checkpoint_steps}), so "
+                "none of its steps would be saved"
+            )
+        return self
+
     def identity(self, plan: str) -> str:
         """12 digits that name a training run; the same however often it is saved and on whatever workers it runs."""
-        how = {"parallel", "workers", "cpus_per_worker", "threads", "device", "quarantined"}
-        how |= {"micro_tokens", "checkpoint_steps", "keep", "export"}
+        how = {
+            "parallel", "workers", "cpus_per_worker", "threads", "device", "micro_tokens", "checkpoint_steps", "keep",
+            "keep_every", "export", "compile", "checkpointing", "peak_tflops", "spike", "max_skipped",
+            "evaluate_needles", "quarantined",
+        }  # fmt: skip
         return fingerprint([self.model_dump(mode="json", exclude=how), plan])[:12]

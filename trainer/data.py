@@ -1,4 +1,4 @@
-"""Packed sequences as the model takes them: one stream of tokens, targets, document boundaries, sources."""
+"""Packed sequences as the model takes them: one stream of tokens, targets, document boundaries."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from dataprep.storage import UserError
 from mixer.batches import slices
 from mixer.reader import Batch, ShardLog
+from trainer import signals
 from trainer.attention import Layout
 from trainer.config import TrainConfig
 from trainer.parallel import World
@@ -24,12 +25,13 @@ class Packed:
 
     token_T: Tensor  # int64
     target_T: Tensor  # int64: the next token of the same segment, or NO_TARGET
-    source_T: Tensor  # int64 code of the token's source; -1: padding
+    segment_T: Tensor  # int64: the token's row in `segments`; -1: padding
+    segments: np.ndarray  # SEGMENT
     layout: Layout
 
     @property
     def real_T(self) -> Tensor:
-        return self.source_T >= 0
+        return self.segment_T >= 0
 
 
 def pack(
@@ -48,25 +50,29 @@ def pack(
     start = segments["sequence"].astype(np.int64) * context + segments["start"]
     edges = np.unique(np.concatenate([start, start + segments["length"], np.arange(rows + 1) * context]))
 
-    source = np.full(rows * context, -1, np.int64)
+    segment = np.full(rows * context, -1, np.int64)
     if not masked and len(start):
         at = np.searchsorted(start, edges[:-1]).clip(max=len(start) - 1)
-        codes = np.where(start[at] == edges[:-1], segments["source"][at].astype(np.int64), -1)
-        source = np.repeat(codes, np.diff(edges))
+        segment = np.repeat(np.where(start[at] == edges[:-1], at, -1), np.diff(edges))
 
     token = batch.tokens.reshape(-1).astype(np.int64)
     target = np.append(token[1:], NO_TARGET)
     target[edges[1:] - 1] = NO_TARGET
-    target[source < 0] = NO_TARGET
-    group = np.where(source < 0, -1, np.arange(len(token)) // (context * together))
+    target[segment < 0] = NO_TARGET
+    group = np.where(segment < 0, -1, np.arange(len(token)) // (context * together))
     layout = Layout.of(edges.tolist(), block, device, torch.from_numpy(group), -(-rows // together), cp)
-    token_T, target_T, source_T = (torch.from_numpy(x)[layout.part].to(device) for x in (token, target, source))
-    return Packed(token_T, target_T, source_T, layout)
+    token_T, target_T, segment_T = (torch.from_numpy(x)[layout.part].to(device) for x in (token, target, segment))
+    return Packed(token_T, target_T, segment_T, segments[: 0 if masked else None], layout)
 
 
 def available(log: ShardLog, wanted: int, ranks: World) -> int:
     """Wait for `wanted` sequences; how many of them there are (fewer: the stage has ended), the same on every rank."""
-    there = min(wanted, ranks.broadcast(lambda: log.wait(wanted)))
+
+    def wait() -> int:
+        with signals.waiting():
+            return log.wait(wanted)
+
+    there = min(wanted, ranks.broadcast(wait))
     return min(there, log.wait(there))  # rank 0 has seen them; on the others this looks them up
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,8 @@ from trainer.attention import (
     softmax_attention,
 )
 from trainer.config import ModelConfig
+from trainer.loss import head_loss
 from trainer.moe import MoE, Routing
-
-HEAD_CHUNK = 256  # tokens whose logits exist at one time
 
 
 class RMSNorm(nn.Module):
@@ -94,50 +93,10 @@ class Layer(nn.Module):
         return torch.add(y_TD, x_TD, alpha=self.scale), routing
 
 
-class HeadLoss(torch.autograd.Function):
-    """Cross-entropy of the head's logits, a chunk of tokens at a time: the logits of a long batch never exist at once.
-
-    The gradient is taken in the forward pass, where the logits are. Returns the sum over targets (differentiable) and
-    each token's loss (T, 0 where the target is -100; for reporting only).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor]:
-        wide = at_least_float32(x_TD.dtype)
-        nll_T = x_TD.new_zeros(len(x_TD), dtype=wide)
-        needed = any(ctx.needs_input_grad)
-        grad_TD = torch.empty_like(x_TD) if needed else None
-        grad_VD = torch.zeros_like(weight_VD, dtype=wide) if needed else None
-        buffer_V = x_TD.new_empty(min(HEAD_CHUNK, len(x_TD)), len(weight_VD))
-        for start in range(0, len(x_TD), HEAD_CHUNK):
-            part = slice(start, start + HEAD_CHUNK)
-            x_D, target = x_TD[part], target_T[part, None]
-            real, target = target >= 0, target.clamp(min=0)
-            logits_V = torch.mm(x_D, weight_VD.T, out=buffer_V[: len(x_D)]).to(wide)
-            wanted, top = logits_V.gather(1, target), logits_V.amax(1, keepdim=True)
-            exp_V = logits_V.sub_(top).exp_()  # in place from here on: new memory costs more than the arithmetic
-            total = exp_V.sum(1, keepdim=True)
-            nll_T[part] = ((total.log() + top - wanted) * real)[:, 0]
-            if grad_TD is not None and grad_VD is not None:
-                grad_V = exp_V.div_(total).scatter_add_(1, target, exp_V.new_full((1, 1), -1.0).expand_as(target))
-                grad_V = grad_V.mul_(real).to(x_TD.dtype)
-                torch.mm(grad_V, weight_VD, out=grad_TD[part])
-                grad_VD += grad_V.T @ x_D
-        if needed:
-            ctx.save_for_backward(grad_TD, grad_VD)
-            ctx.dtype = weight_VD.dtype
-        ctx.mark_non_differentiable(nll_T)
-        return nll_T.sum(), nll_T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_TD, grad_VD = ctx.saved_tensors
-        return grad_TD * grad.to(grad_TD.dtype), (grad_VD * grad).to(ctx.dtype), None
-
-
 class Output(NamedTuple):
     loss_sum: Tensor  # over this batch's targets; 0 where none were given
     nll_T: Tensor  # each token's loss, without gradient
+    hit_T: Tensor  # whether its target has the largest logit
     logits_TV: Tensor | None  # only where no targets were given
     routing: Routing  # of all layers; its count_LGE over the ranks that share a group, the rest this rank's
 
@@ -165,9 +124,8 @@ class Decoder(nn.Module):
         if layout.cp is not None:
             dist.all_reduce(routing.count_GE, group=layout.cp.get_group())
         if target_T is None:
-            return Output(x_TD.new_zeros(()), x_TD.new_zeros(0), self.lm_head(x_TD), routing)
-        loss_sum, nll_T = HeadLoss.apply(x_TD, self.lm_head.weight, target_T)
-        return Output(loss_sum, nll_T, None, routing)
+            return Output(x_TD.new_zeros(()), (none := x_TD.new_zeros(0)), none, self.lm_head(x_TD), routing)
+        return Output(*head_loss(x_TD, self.lm_head.weight, target_T), None, routing)
 
 
 def parameter_counts(config: ModelConfig, vocabulary: int) -> tuple[int, int]:

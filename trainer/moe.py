@@ -132,7 +132,7 @@ def route(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Which expert computes what: all that is decided and has no gradient, in one operator.
 
-    Activation checkpointing saves its outputs (`ROUTING`), so that recomputation cannot decide otherwise.
+    Activation checkpointing saves its outputs (`recompute.py`), so that recomputation cannot decide otherwise.
 
     group_T: the token's routing group, -1: padding. Returns each token's experts, best first (T, A); the order of the
     T * A assignments by expert, those not computed last, and its inverse (S); the number computed per expert (E); and
@@ -175,9 +175,6 @@ def _(prob_TE, group_T, groups, top_k, capacity, factor, process_group):
     return (
         new(tokens, top_k), new(tokens * top_k), new(tokens * top_k), new(experts), new(groups, experts)
     )  # fmt: skip
-
-
-ROUTING = [torch.ops.trivium.route.default]  # for `create_selective_checkpoint_contexts`
 
 
 def tally(index: Tensor, size: int) -> Tensor:

@@ -29,6 +29,7 @@ from dataprep.storage import UserError, explain_os_error
 from trainer.config import TrainConfig
 from trainer.model import Decoder, initialise
 from trainer.moe import MoE
+from trainer.recompute import prepare
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 TIMEOUT = timedelta(hours=6)  # ranks also wait this long for rank 0 while it waits for the packer
@@ -143,6 +144,7 @@ def build_model(config: TrainConfig, vocabulary: int, rope_base: float, world: W
     wide = torch.float64 if config.dtype == "float64" else torch.float32
     with torch.device("meta"):
         model = Decoder(config.model, vocabulary, rope_base).to(wide)
+    prepare(model, config)
     shard(model, config, world)
     model.to_empty(device=world.device)
     initialise(model, config.seed)

@@ -47,7 +47,8 @@ def test_every_token_by_hand(lengths_by_row):
         start = end_of_row.get(row, 0)
         positions[row * CONTEXT + start : (row + 1) * CONTEXT] = np.arange(CONTEXT - start)
     assert packed.target_T.tolist() == targets.tolist()
-    assert packed.source_T.tolist() == sources.tolist()
+    codes = data.segments["source"].astype(int)[packed.segment_T] if len(data.segments) else sources
+    assert np.where(packed.real_T, codes, -1).tolist() == sources.tolist()
     assert packed.layout.position_T.tolist() == positions.tolist()
     assert packed.token_T.tolist() == data.tokens.ravel().tolist()
     assert packed.real_T.sum() == data.segments["length"].sum()
@@ -70,10 +71,10 @@ def test_slices_of_context_parallel_ranks_make_up_the_whole(lengths_by_row, toge
     whole = pack(data, block=4, together=together)
     meshes = [SimpleNamespace(size=lambda: ranks, get_local_rank=lambda r=r: r) for r in range(ranks)]
     slices = [pack(data, 4, together=together, cp=mesh) for mesh in meshes]
-    for name in ("token_T", "target_T", "source_T"):
+    for name in ("token_T", "target_T", "segment_T"):
         assert torch.equal(torch.cat([getattr(s, name) for s in slices]), getattr(whole, name))
     for name in ("position_T", "group_T"):
         assert torch.equal(torch.cat([getattr(s.layout, name) for s in slices]), getattr(whole.layout, name))
     expected = np.arange(data.tokens.size) // (CONTEXT * together)
-    assert whole.layout.group_T.tolist() == np.where(whole.source_T < 0, -1, expected).tolist()
+    assert whole.layout.group_T.tolist() == np.where(whole.segment_T < 0, -1, expected).tolist()
     assert torch.equal(torch.cat([s.layout.member_GT for s in slices], dim=1), whole.layout.member_GT)

@@ -1,15 +1,14 @@
-"""The whole decoder: packed documents against each alone, the chunked loss, initialisation."""
+"""The whole decoder: packed documents against each alone, initialisation."""
 
 import itertools
 import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from trainer.attention import Layout
 from trainer.config import ModelConfig
-from trainer.model import Decoder, HeadLoss, initialise
+from trainer.model import Decoder, initialise
 from trainer.moe import balance_loss
 
 CONFIG = ModelConfig(hidden=32, heads=2, kv_heads=1, head_dim=16, rotary_dim=8, ffn=24, block=8)
@@ -49,22 +48,6 @@ def test_padding_changes_nothing_and_is_not_counted():
     torch.testing.assert_close(padded.loss_sum, alone.loss_sum, rtol=1e-12, atol=0)
     torch.testing.assert_close(padded.routing.prob_GE, alone.routing.prob_GE, rtol=1e-9, atol=0)
     assert torch.equal(padded.routing.count_GE, alone.routing.count_GE) and not padded.nll_T[13:].any()
-
-
-def test_chunked_loss_is_cross_entropy(monkeypatch):
-    monkeypatch.setattr("trainer.model.HEAD_CHUNK", 7)
-    x = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(0, 11, (20,)).masked_fill_(torch.arange(20) % 5 == 0, -100)
-    expected = F.cross_entropy(x @ weight.T, target, reduction="sum") * 3
-    expected.backward()
-    gradients = x.grad, weight.grad
-    x.grad = weight.grad = None
-    loss, nll = HeadLoss.apply(x, weight, target)
-    (loss * 3).backward()
-    torch.testing.assert_close(loss * 3, expected)
-    torch.testing.assert_close(nll, F.cross_entropy(x @ weight.T, target, reduction="none"))
-    torch.testing.assert_close((x.grad, weight.grad), gradients)
 
 
 def test_balance_loss_is_one_per_layer_when_even_and_adds_up():

@@ -52,7 +52,7 @@ def plain_loop(root, stage, model, optimizer):
         (nll + MODEL.aux_loss * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(CONFIG.schedule, seen / info.tokens)
+            group["lr"] = learning_rate(CONFIG.schedule, seen, info.tokens)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(nll.item())

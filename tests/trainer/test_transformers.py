@@ -8,7 +8,7 @@ from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
 from dataprep.storage import UserError
 from trainer.attention import Layout
-from trainer.checkpoint import Progress, save
+from trainer.checkpoint import Progress, Saver
 from trainer.config import ModelConfig, TrainConfig
 from trainer.hf import export, head_order, load, read_config
 from trainer.model import Decoder
@@ -50,7 +50,10 @@ def pair(request, tmp_path_factory):
                 p.to_local().add_(0.05 * torch.randn(p.shape, generator=generator))
         about = {"config": config.model_dump(mode="json"), "vocabulary": VOCABULARY, "rope_base": 1e4}
         about |= {"context": 512, "eos": 0}
-        checkpoint = save(path, model, build_optimizer(config, model), Progress("s"), about, ranks, keep=1)
+        saver, progress = Saver(ranks, keep=1), Progress("s")
+        saver.save(path, model, build_optimizer(config, model), progress, about)
+        saver.wait()
+        checkpoint = path / progress.checkpoint
         export(checkpoint, path / "hf", file_bytes=100_000)
         export(checkpoint, path / "released", released=True)
         for layout in ("hf", "released"):
