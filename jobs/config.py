@@ -50,6 +50,7 @@ class Config(BaseSettings):
         stages = [stage.name for stage in self.mix.stages]
         for key, names, known in (
             ("quality.by_source", self.quality.by_source, sources),
+            ("tokens.source_weights", self.tokens.source_weights, sources),
             ("dedup.source_priority", self.dedup.source_priority, sources),
             ("train.stages", self.train.stages, stages),
         ):
