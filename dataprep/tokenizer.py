@@ -55,8 +55,8 @@ class TokensConfig(BaseModel):
     sample_mb: float = Field(default=100, gt=0, description="megabytes of text to train on")
     source_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default={},
-        description="weight of a source's bytes in the sample, 1 where none is given: 3 = three times its share, as far as "
-        "it has text; 0 = nothing of it",
+        description="weight of a source's bytes in the sample, 1 where none is given: 3 = three times its share, "
+        "as far as it has text; 0 = nothing of it",
     )
     eos: str = Field(
         default=EOS, min_length=1, description="end-of-text token; for a loaded tokeniser the usual names as well"

@@ -52,9 +52,7 @@ def sample_sizes(text: dict[str, int], config: TokensConfig) -> dict[str, int]:
     weights = [size * Fraction(config.source_weights.get(source, 1)) for source, size in text.items()]
     parts = water_fill(int(config.sample_mb * 1e6), weights, list(text.values()))
     if not any(parts):
-        raise UserError(
-            "tokens.source_weights leaves no text to train on: give a source with text a weight above 0"
-        )
+        raise UserError("tokens.source_weights leaves no text to train on: give a source with text a weight above 0")
     return dict(zip(text, parts, strict=True))
 
 
@@ -72,23 +70,24 @@ def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the token ids up to date: one commit per corpus partition."""
     path, fingerprint = build_tokenizer(engine, config)
     step = Step("tokens", VERSION, {"tokenizer": fingerprint})
-    tasks = [p.task(path, config.tokens, tokenizer=fingerprint) for p in corpus.partitions(engine, config)]
+    coder = (path, config.tokens.eos, config.tokens.bos, fingerprint)
+    tasks = [p.task(coder, tokenizer=fingerprint) for p in corpus.partitions(engine, config)]
     return engine.map(step, encode_partition, tasks)
 
 
 @lru_cache(1)
-def _load(path: str, config: TokensConfig) -> tokenizer.Tokenizer:
-    return tokenizer.load(path, config)
+def _load(path: str, eos: str, bos: bool, fingerprint: str) -> tokenizer.Tokenizer:
+    """fingerprint: so that a file that has changed is another."""
+    return tokenizer.load(path, TokensConfig(eos=eos, bos=bos))
 
 
-def encode_partition(out: Attempt, path: str, tokenizer_path: str, config: TokensConfig) -> dict[str, Any]:
+def encode_partition(out: Attempt, path: str, coder: tuple[str, str, bool, str]) -> dict[str, Any]:
     """One row group after the other, so that memory is bounded by that."""
     counted: list[pa.Table] = []
 
     def encoded() -> Iterator[pa.Table]:
-        coder = _load(tokenizer_path, config)
         for documents in read_groups(path, ["doc", "source", "text"]):
-            table, counts = tokenizer.encode_table(documents, coder)
+            table, counts = tokenizer.encode_table(documents, _load(*coder))
             counted.append(counts)
             yield table
 

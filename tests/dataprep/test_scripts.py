@@ -12,7 +12,7 @@ from tests.dataprep.hostile import TEXTS
 EXAMPLES = {
     "Latin": "Ein Text, 123 漢字",
     "Cyrillic": "Текст на русском, a b c",
-    "Han": "这是中文 text",
+    "Han": "这是中文文本 text",
     "Kana": "これはひらがなとカタカナです 漢字",
     "Devanagari": "हिन्दी में",
     "Arabic": "نص عربي",
