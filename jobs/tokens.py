@@ -23,6 +23,7 @@ from jobs.progress import say
 from mixer.allocate import water_fill
 
 VERSION = 3
+Coder = tuple[str, str, bool, str]  # the arguments of `load`
 
 
 @once_per_run
@@ -68,26 +69,30 @@ def train_tokenizer(
 @once_per_run
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the token ids up to date: one commit per corpus partition."""
-    path, fingerprint = build_tokenizer(engine, config)
+    _, fingerprint = build_tokenizer(engine, config)
     step = Step("tokens", VERSION, {"tokenizer": fingerprint})
-    coder = (path, config.tokens.eos, config.tokens.bos, fingerprint)
-    tasks = [p.task(coder, tokenizer=fingerprint) for p in corpus.partitions(engine, config)]
+    tasks = [p.task(coder(engine, config), tokenizer=fingerprint) for p in corpus.partitions(engine, config)]
     return engine.map(step, encode_partition, tasks)
 
 
+def coder(engine: Engine, config: Config) -> Coder:
+    path, fingerprint = build_tokenizer(engine, config)
+    return path, config.tokens.eos, config.tokens.bos, fingerprint
+
+
 @lru_cache(1)
-def _load(path: str, eos: str, bos: bool, fingerprint: str) -> tokenizer.Tokenizer:
-    """fingerprint: so that a file that has changed is another."""
+def load(path: str, eos: str, bos: bool, fingerprint: str) -> tokenizer.Tokenizer:
+    """The tokeniser, kept from one partition to the next. fingerprint: so that a file that has changed is another."""
     return tokenizer.load(path, TokensConfig(eos=eos, bos=bos))
 
 
-def encode_partition(out: Attempt, path: str, coder: tuple[str, str, bool, str]) -> dict[str, Any]:
+def encode_partition(out: Attempt, path: str, coder: Coder) -> dict[str, Any]:
     """One row group after the other, so that memory is bounded by that."""
     counted: list[pa.Table] = []
 
     def encoded() -> Iterator[pa.Table]:
         for documents in read_groups(path, ["doc", "source", "text"]):
-            table, counts = tokenizer.encode_table(documents, _load(*coder))
+            table, counts = tokenizer.encode_table(documents, load(*coder))
             counted.append(counts)
             yield table
 
