@@ -1,11 +1,12 @@
 """Unicode scripts of texts, for counts by script."""
 
 import functools
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
 
-from dataprep.pretokenizer import members
+from dataprep.pretokenizer import CODE_POINTS
 from dataprep.storage import array_buffers
 from kernels import scripts
 
@@ -19,11 +20,14 @@ LETTERS = 1000  # of a text are looked at
 
 @functools.cache
 def table() -> np.ndarray:
-    """uint8[CODE_POINTS]: a letter's index in SCRIPTS, by the library's version of Unicode."""
-    result = np.where(members(r"\p{L}"), len(SCRIPTS) - 1, 0).astype(np.uint8)
-    for number, name in enumerate(SCRIPTS[1:-1], 1):
-        letters = members(r"[\p{Hiragana}\p{Katakana}]" if name == "Kana" else rf"\p{{{name}}}")
-        result[letters & (result > 0)] = number
+    """uint8[CODE_POINTS]: a letter's index in SCRIPTS, by the first word of its name."""
+    words = {name.upper(): number for number, name in enumerate(SCRIPTS)}
+    words |= {"CJK": words["HAN"], "HIRAGANA": words["KANA"], "KATAKANA": words["KANA"]}
+    result = np.zeros(CODE_POINTS, np.uint8)
+    for code in range(0x20000):
+        if unicodedata.category(char := chr(code)).startswith("L"):
+            result[code] = words.get(unicodedata.name(char, "").split(" ")[0], words["OTHER"])
+    result[0x20000:0x40000] = words["HAN"]  # planes of ideographs alone
     return result
 
 
