@@ -20,7 +20,9 @@ def run(name: str) -> None:
 
 
 def main(job: Any, argv: list[str]) -> int:
-    """`job` is a module with `main(engine, config, arguments)` and, if it has flags of its own, `flags(parser)`."""
+    """`job` is a module with `main(engine, config, arguments)` and, if it has flags of its own, `flags(parser)`.
+
+    A job that builds nothing has `start(arguments, overrides)` instead of `main`."""
     prog = f"jobs/{job.__name__.removeprefix('jobs.')}.py"
     parser = argparse.ArgumentParser(prog=prog, description=job.__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("config", metavar="CONFIG.yaml", nargs="?", help="the pipeline's configuration")
@@ -34,11 +36,23 @@ def main(job: Any, argv: list[str]) -> int:
         return print_keys()
     if not arguments.config:
         parser.error("CONFIG.yaml is missing")
+    if hasattr(job, "start"):  # it builds nothing
+        return guard(lambda: job.start(arguments, overrides))
     return guard(lambda: start(job, arguments, overrides))
 
 
 def start(job: Any, arguments: argparse.Namespace, overrides: list[str]) -> None:
-    config = load(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
+    with Engine(config.root, config.workers, arguments.dry_run) as engine:
+        try:
+            job.main(engine, config, arguments)
+        except DryRunEnd as end:
+            progress.say(f"(dry run: steps after {end} depend on its result)")
+
+
+def load_config(path: str, overrides: list[str]) -> Config:
+    """The configuration, its root absolute."""
+    config = load(path, overrides)
     root = storage.absolute(config.root)
     relative = storage.is_local(root) and not config.root.startswith(("/", "~", "file://"))
     if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
@@ -46,12 +60,7 @@ def start(job: Any, arguments: argparse.Namespace, overrides: list[str]) -> None
             f"root = {config.root!r}: a submitted job runs in a temporary copy of the checkout, which is deleted; "
             "give --root an absolute path or a URL"
         )
-    config = config.model_copy(update={"root": root})
-    with Engine(config.root, config.workers, arguments.dry_run) as engine:
-        try:
-            job.main(engine, config, arguments)
-        except DryRunEnd as end:
-            progress.say(f"(dry run: steps after {end} depend on its result)")
+    return config.model_copy(update={"root": root})
 
 
 def guard(action: Callable[[], None]) -> int:

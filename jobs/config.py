@@ -8,8 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from dataprep import storage
+from dataprep.classifier import ClassifierConfig
 from dataprep.config import CorpusConfig
-from dataprep.quality import QualityConfig
+from dataprep.labels import LabelsConfig
+from dataprep.rules import QualityConfig
 from dataprep.storage import UserError
 from dataprep.tokenizer import TokensConfig
 from dedup.config import DedupConfig
@@ -37,7 +39,9 @@ class Config(BaseSettings):
     workers: int | None = Field(None, ge=0, description="tasks at once; null = every CPU; 0 = this process, no Ray")
     corpus: CorpusConfig = Field(description="what to read")
     dedup: DedupConfig = Field(default_factory=DedupConfig, description="exact and near duplicates")
-    quality: QualityConfig = Field(default_factory=QualityConfig, description="signals, score and tiers")
+    quality: QualityConfig = Field(default_factory=QualityConfig, description="signals, rules, score and tiers")
+    labels: LabelsConfig = Field(default_factory=LabelsConfig, description="ratings by a language model")
+    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig, description="the quality classifier")
     tokens: TokensConfig = Field(default_factory=TokensConfig, description="the tokeniser")
     mix: MixConfig = Field(description="the curriculum: stages, tiers, shards")
     train: TrainConfig = Field(default_factory=TrainConfig, description="model and training")
@@ -50,6 +54,7 @@ class Config(BaseSettings):
         stages = [stage.name for stage in self.mix.stages]
         for key, names, known in (
             ("quality.by_source", self.quality.by_source, sources),
+            ("quality.tiers", [tier.source for tier in self.quality.tiers if tier.source], sources),
             ("tokens.source_weights", self.tokens.source_weights, sources),
             ("dedup.source_priority", self.dedup.source_priority, sources),
             ("train.stages", self.train.stages, stages),

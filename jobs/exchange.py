@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jobs.engine import Engine, Task
 
 MIN_SLICE = 4 << 20  # bytes: below this, storage spends its time on requests
-TASK_BYTES = 1 << 30  # bytes that one re-cutting task may hold
+TASK_BYTES = 1 << 30  # bytes that one re-cutting task holds; less than twice that
 FEW_SLICES = 4096  # not worth a second pass, whatever their size
 RANGE = "_range"
 
@@ -38,6 +38,11 @@ def strides(partitions: int, ranges: int, total_bytes: int) -> list[int]:
     while levels[-1] > 1:
         levels.append(math.ceil(levels[-1] / factor))
     return levels
+
+
+def together(files: int, mean: int) -> int:
+    """How many of a range's files, whose slices have `mean` bytes, one re-cutting task reads."""
+    return max(2, math.ceil(files / max(1, files * mean // TASK_BYTES)))
 
 
 def write_slices(attempt: Attempt, table: pa.Table, ranges: np.ndarray, stride: int) -> dict[str, Any]:
@@ -115,10 +120,10 @@ def regroup(
     inputs = outputs[0].inputs if outputs else {}
     for level, (above, stride) in enumerate(pairwise(levels), 1):
         mean = max(1, total // max(1, len(commits) * len(files)))
-        group = max(2, TASK_BYTES // mean)
         again = [
             Task(f"{c:05d}-{g:05d}", inputs, (paths[i : i + group], c, stride), mean * len(paths[i : i + group]))
             for c, paths in files.items()
+            for group in [together(len(paths), mean)]
             for g, i in enumerate(range(0, len(paths), group))
         ]
         commits = engine.complete(

@@ -20,7 +20,7 @@ from jobs.engine import Engine, Step, once_per_run
 from jobs.progress import say
 from mixer.inventory import Exclude
 
-VERSION = 1
+VERSION = 2
 DOCUMENT = ["doc", "source", "id", "text", "meta"]
 
 
@@ -28,23 +28,35 @@ DOCUMENT = ["doc", "source", "id", "text", "meta"]
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring the export up to date: for every corpus partition, one file of each format asked for."""
     export = config.export
-    commits = [dedup.build(engine, config), quality.build(engine, config), tokens.build(engine, config)]
+    steps = {"dedup": dedup.build, "quality": quality.build, "tokens": tokens.build, "signals": quality.signals}
+    commits = [step(engine, config) for step in steps.values()]
     exclude = config.mix.exclude
+    drop = config.quality.decontaminate.drops
     excluded = storage.fingerprint(Exclude.load(exclude).ids.to_pylist())
     tasks = []
     for p, *attributes in zip(corpus.partitions(engine, config), *commits, strict=True):
-        paths = [c.path(name) for c, name in zip(attributes, ("dedup", "quality", "tokens"), strict=True)]
-        inputs = {name: c.fingerprint for c, name in zip(attributes, ("dedup", "quality", "tokens"), strict=True)}
-        tasks.append(p.task(paths, list(export.attributes), list(export.formats), exclude, exclude=excluded, **inputs))
-    return engine.map(Step("export", VERSION, export.model_dump(mode="json")), export_partition, tasks)
+        paths = [c.path(name) for c, name in zip(attributes, steps, strict=True)]
+        inputs = {name: c.fingerprint for c, name in zip(attributes, steps, strict=True)}
+        args = (paths, list(export.attributes), list(export.formats), exclude, drop)
+        tasks.append(p.task(*args, exclude=excluded, **inputs))
+    about = export.model_dump(mode="json") | {"contaminated": drop}
+    return engine.map(Step("export", VERSION, about), export_partition, tasks)
 
 
 def export_partition(
-    out: Attempt, path: str, attributes: list[str], wanted: list[str], formats: list[str], exclude: str | None
+    out: Attempt,
+    path: str,
+    attributes: list[str],
+    wanted: list[str],
+    formats: list[str],
+    exclude: str | None,
+    drop: bool,
 ) -> dict:
     documents = read_table(path)
     tables = [read_table(p) for p in attributes]
     keep = pc.and_(tables[0]["keep"], pa.array(~Exclude.load(exclude).matches(documents)))
+    if drop:
+        keep = pc.and_(keep, pc.invert(tables[1]["contaminated"]))
     documents = documents.select(DOCUMENT)
     for name in dict.fromkeys(wanted):
         documents = documents.append_column(name, _column(tables, name))

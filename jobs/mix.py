@@ -17,21 +17,24 @@ import numpy as np
 import pyarrow as pa
 
 from dataprep import storage, tokenizer
-from dataprep.storage import Attempt, Commit, join, read_table
-from jobs import corpus, dedup, quality, tokens
+from dataprep.storage import Attempt, Commit, UserError, join, read_table
+from jobs import corpus, dedup, plan_report, quality, tokens
 from jobs.config import Config
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
-from mixer import shards
-from mixer.config import MixConfig
+from mixer import guarantees, shards
+from mixer.config import HELD_OUT, MixConfig
 from mixer.draw import draw
-from mixer.inventory import Exclude, add_inventories, take_inventory
-from mixer.pack import add_counts, pack_window
+from mixer.inventory import Exclude, add_inventories, longest_context, take_inventory
+from mixer.pack import pack_window
 from mixer.plan import Plan
 from mixer.planner import make_plan
 from mixer.shards import StageInfo
 
-VERSION = 2
+VERSION = 4
+PLAN_VERSION = 3
+PRESET_KEYS = ("preset", "scale", "context_scale", "long_qa")  # the stages say all that they stand for
+LATEST = "latest"  # what --diff compares with if no file is named
 BEAT_SECONDS = 5.0
 
 
@@ -72,15 +75,16 @@ def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit
     tokenizer_print = tokens.build_tokenizer(engine, config)[1]
     ids = tokens.build(engine, config)
     about = mix.model_dump(mode="json", include={"thresholds", "seed"})
-    about["held_out"] = mix.held_out.fraction
+    about["held_out"], about["longest"] = mix.held_out.fraction, longest_context(mix)
     about["stages"] = [[s.context, s.long_documents] for s in mix.stages]
     lines = Exclude.load(mix.exclude).ids
     about["exclude"] = storage.fingerprint(lines.to_pylist())
+    about["contaminated"] = config.quality.decontaminate.drops
     tasks = []
     for p, verdict, score, encoded in zip(partitions, verdicts, scores, ids, strict=True):
         paths = (verdict.path("dedup"), score.path("quality"), encoded.path("tokens"))
         inputs = {"dedup": verdict.fingerprint, "quality": score.fingerprint, "tokens": encoded.fingerprint}
-        tasks.append(p.task(*paths, mix, **inputs))
+        tasks.append(p.task(*paths, mix, config.quality.decontaminate.drops, **inputs))
     inventories = engine.map(Step("inventory", VERSION, about), take_partition, tasks)
     unused = set(lines.to_pylist()).difference(*(c.aggregates["exclude_lines"] for c in inventories))
     if unused:
@@ -89,11 +93,13 @@ def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit
     return inventories, ids, tokenizer_print
 
 
-def take_partition(out: Attempt, documents: str, verdicts: str, scores: str, ids: str, mix: MixConfig) -> dict:
+def take_partition(
+    out: Attempt, documents: str, verdicts: str, scores: str, ids: str, mix: MixConfig, drop: bool
+) -> dict:
     table, sums = take_inventory(
         read_table(documents, ["doc", "source", "id", "content_hash"]),
         read_table(verdicts, ["doc", "keep", "cluster"]),
-        read_table(scores, ["doc", "tier"]),
+        read_table(scores, ["doc", "tier", "contaminated"] if drop else ["doc", "tier"]),
         read_table(ids, ["doc", "n_tokens"]),
         mix,
         Exclude.load(mix.exclude),
@@ -103,13 +109,20 @@ def take_partition(out: Attempt, documents: str, verdicts: str, scores: str, ids
 
 
 @once_per_run
+def planned(engine: Engine, config: Config) -> Commit:
+    """The plan's commit, with `plan` (JSON) and `places`."""
+    inventories = inventory(engine, config)[0]
+    recipe = config.mix.model_dump(mode="json", exclude={*PRESET_KEYS, "exclude", "compression"})
+    inputs = {c.key: c.fingerprint for c in inventories}
+    task = Task("all", inputs, ([(c.directory, c.key) for c in inventories], config.mix))
+    return engine.once(Step("plan", PLAN_VERSION, recipe), plan_all, task)
+
+
+@once_per_run
 def prepare(engine: Engine, config: Config) -> Prepared:
     """Plan, and write every stage's stage.json, so that a trainer can start before the first shard is packed."""
     inventories, ids, tokenizer_print = inventory(engine, config)
-    step = Step("plan", VERSION, config.mix.model_dump(mode="json", exclude={"exclude", "preset"}))
-    inputs = {c.key: c.fingerprint for c in inventories}
-    task = Task("all", inputs, ([(c.directory, c.key) for c in inventories], config.mix))
-    commit = engine.once(step, plan_all, task)
+    commit = planned(engine, config)
     plan = load_plan(commit.path("plan"), commit.path("places"))
     path, _ = tokens.build_tokenizer(engine, config)
     coder = tokenizer.load(path, config.tokens)
@@ -118,8 +131,9 @@ def prepare(engine: Engine, config: Config) -> Prepared:
     stages = []
     for stage in (plan.held_out, *plan.stages):
         info = plan.stage_info(stage.name, coder.vocab_size, coder.eos, tokenizer_print, "heartbeat.json")
-        info = dataclasses.replace(info, plan=fingerprint)
-        pack_step = Step(f"pack-{stage.name}", VERSION, {"plan": fingerprint, "stage": stage.name})
+        info = dataclasses.replace(info, plan=fingerprint, compression=config.mix.compression)
+        about = {"plan": fingerprint, "stage": stage.name, "compression": info.compression}
+        pack_step = Step(f"pack-{stage.name}", VERSION, about)
         directory = pack_step.directory(engine.root)
         if not engine.dry_run:
             info.save(directory)
@@ -172,8 +186,15 @@ def pack_stage(engine: Engine, prepared: Prepared, stage: StageLog) -> dict[str,
     )
     if engine.dry_run:
         return storage.read_json(join(stage.directory, "end.json"))
-    sequences, totals = [c.aggregates["sequences"] for c in commits], add_counts(c.aggregates for c in commits)
-    end = shards.write_end(stage.directory, sequences, totals)
+    table = prepared.plan.places.select(["tier", "cap", "held_out"])
+    caps = {row["tier"]: row["cap"] for row in table.to_pylist() if row["held_out"] == (name == HELD_OUT)}
+    counts = guarantees.add_counts(c.aggregates for c in commits)
+    totals = guarantees.summary(counts, prepared.plan.stage(name), caps)
+    if wrong := guarantees.broken(totals, stage.info.context):
+        raise UserError(
+            f"stage {name} is not packed as promised: {'; '.join(wrong)}; remove {stage.directory} and report it"
+        )
+    end = shards.write_end(stage.directory, [c.aggregates["sequences"] for c in commits], totals)
     storage.remove(stage.heartbeat)
     return end
 
@@ -220,33 +241,83 @@ def alive(stages: list[StageLog]) -> Iterator[None]:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan-only", action="store_true", help="plan, print the plan, and pack nothing")
+    parser.add_argument("--explain", metavar="CELL", help="plan, and show a cell's arithmetic: SOURCE/TIER/CLASS")
+    parser.add_argument(
+        "--diff",
+        metavar="PLAN.json",
+        nargs="?",
+        const=LATEST,
+        help="say what would change from this plan (default: the latest one under the root) and write no plan",
+    )
 
 
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
-    prepared = prepare(engine, config)
-    print_plan(prepared.plan)
-    say(f"plan: {prepared.commit.path('plan')}")
+    if arguments.diff:
+        return say_changes(engine, config, arguments.diff)
+    commit = planned(engine, config)
+    plan = load_plan(commit.path("plan"), commit.path("places"))
+    if arguments.explain:
+        for line in plan_report.explain(plan, arguments.explain):
+            say(line)
+        return
+    plan_report.show(plan)
+    say(f"plan: {commit.path('plan')}")
     if arguments.plan_only:
         return
+    prepared = prepare(engine, config)
     ends = pack_all(engine, prepared)
     if engine.dry_run:
         return
-    for stage, end in zip(prepared.stages, ends, strict=True):
-        say(f"{stage.info.stage}: {end['sequences']:,} sequences of {stage.info.context:,} in {stage.directory}")
+    print_packed(prepared.stages, ends)
 
 
-def print_plan(plan: Plan) -> None:
+def print_packed(stages: list[StageLog], ends: list[dict[str, Any]]) -> None:
+    """What packing promises (mixer/guarantees.py), as it turned out; shares stand beside the planned ones."""
     from rich.table import Table
 
     from jobs.progress import console
 
-    table = Table(title="plan: tokens by stage and length class", title_justify="left")
-    for column in ("stage", "context", "tokens", "short", "medium", "long"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage in (plan.held_out, *plan.stages):
-        shares = [f"{stage.classes.get(c, 0) / max(1, stage.tokens):.1%}" for c in ("short", "medium", "long")]
-        table.add_row(stage.name, f"{stage.context:,}", f"{stage.tokens:,}", *shares)
-    console.print(table)
+    columns = ["stage", "sequences", "documents", "truncated", "dropped", "padding", "cut", "pieces", "per sequence"]
+    packed = Table(title="packed: none lost, none cut that fits, none over its cap", title_justify="left")
+    shares = Table(title="achieved shares (planned), %", title_justify="left")
+    for column in [*columns, "sum of squares p50 / p99 / max", "order x length"]:
+        packed.add_column(column, justify="left" if column == "stage" else "right")
+    for column in ("stage", *guarantees.CELL):
+        shares.add_column(column.replace("_", " "))
+    for stage, end in zip(stages, ends, strict=True):
+        t, name = end["totals"], stage.info.stage
+        numbers = [end["sequences"], t["items"], t["truncated"], t["dropped"]]
+        cells = [f"{n:,}" for n in numbers] + [f"{t['padding_share']:.3%}", f"{t['cut']:,}", f"{t['pieces']:,}"]
+        squares = " / ".join(f"{n:.2g}" for n in t["sum_of_squares"].values())
+        packed.add_row(
+            name, *cells, f"{t['segments_per_sequence']:.1f}", squares, f"{t['order_length_correlation']:+.2f}"
+        )
+        texts = [
+            ", ".join(f"{key} {100 * is_:.1f} ({100 * planned:.1f})" for key, (planned, is_) in t["shares"][by].items())
+            for by in guarantees.CELL
+        ]
+        shares.add_row(name, *texts)
+    console.print(packed)
+    console.print(shares)
+    for stage in stages:
+        say(f"{stage.info.stage}: {stage.directory}")
+
+
+def say_changes(engine: Engine, config: Config, path: str) -> None:
+    """Plan in memory and compare: what `latest` points to is left alone."""
+    if path == LATEST:
+        entry = storage.read_json(join(engine.root, "latest", "plan.json"))
+        latest = Commit.load(join(engine.root, entry["directory"]), "all") if entry else None
+        if latest is None:
+            raise UserError(f"--diff: there is no plan under {engine.root} yet; name a plan's JSON file")
+        path = latest.path("plan")
+    if (old := storage.read_json(path)) is None:
+        raise UserError(f"--diff: there is no file {path}")
+    plan = make_plan(add_inventories(c.aggregates for c in inventory(engine, config)[0]), config.mix)
+    say(f"from {path}:")
+    stages = [s["name"] for s in old["stages"]] if isinstance(old, dict) and "stages" in old else []
+    for line in plan_report.diff(old, plan, plan_report.under_way(engine.root, stages)):
+        say(line)
 
 
 if __name__ == "__main__":

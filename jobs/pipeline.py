@@ -12,7 +12,7 @@ import numpy as np
 from dataprep import storage
 from dataprep.storage import join
 from dedup import report
-from jobs import corpus, dedup, mix, quality, tokens, train
+from jobs import corpus, dedup, mix, plan_report, quality, tokens, train
 from jobs.config import Config
 from jobs.engine import Engine
 from jobs.progress import console, say
@@ -22,7 +22,7 @@ from mixer.reader import ShardLog
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     summary = data_summary(engine, config)
     prepared = mix.prepare(engine, config)
-    mix.print_plan(prepared.plan)
+    plan_report.show(prepared.plan)
     packer = Packer(engine, prepared)
     packer.start()
     try:

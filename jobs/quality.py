@@ -1,52 +1,137 @@
-"""Quality job: signals, reasons, a score and a tier for every document."""
+"""Quality job: signals, language, reasons, a score and a tier for every document, and overlaps with evaluation sets."""
 
 if not __package__:  # run as a script
     import _script  # noqa: F401
 
 import argparse
 from collections import Counter
+from typing import Any
 from unicodedata import unidata_version  # letters and digits are as this version has them
 
-from dataprep import quality
-from dataprep.quality import QualityConfig
-from dataprep.storage import Attempt, Commit, read_table
+import pyarrow.compute as pc
+import pycld2
+
+from dataprep import decontaminate, quality, storage
+from dataprep.quality_report import EXAMPLES, aggregates, sheet
+from dataprep.rules import TIERS, QualityConfig
+from dataprep.signals import load_phrases
+from dataprep.storage import Attempt, Commit, UserError, read_table
 from jobs import corpus
 from jobs.config import Config
 from jobs.engine import Engine, Step, once_per_run
 from jobs.progress import say
 
-VERSION = 1
+VERSION = 2
+MEASURED = {"bad_words", "classifier", "score", "decontaminate"}  # keys that `measure` depends on
+
+
+@once_per_run
+def signals(engine: Engine, config: Config) -> list[Commit]:
+    """Bring what is measured up to date: one commit per corpus partition."""
+    section = config.quality
+    about = section.model_dump(mode="json", include=MEASURED) | {
+        "unicode": unidata_version,
+        "cld2": pycld2.__version__,
+    }
+    about["decontaminate"] = section.decontaminate.model_dump(mode="json", exclude={"threshold", "action"})
+    files = {f"evaluation {name}": s.path for name, s in section.decontaminate.sets.items()}
+    files |= {name: path for name in ("bad_words", "classifier") if (path := getattr(section, name))}
+    inputs = {name: _content(name, path) for name, path in files.items()}
+    decontaminate.load.cache_clear()  # by an earlier run in this process, of files that may have changed
+    load_phrases.cache_clear()
+    if section.decontaminate.sets and not engine.dry_run:
+        _report(decontaminate.load(section.decontaminate.model_dump_json()))
+    tasks = [p.task(section, **inputs) for p in corpus.partitions(engine, config)]
+    return engine.map(Step("signals", VERSION, about), measure_partition, tasks)
+
+
+def _content(name: str, path: str) -> str:
+    """The fingerprint of a file that the configuration names."""
+    try:
+        return storage.fingerprint(storage.xxhash.xxh3_128_hexdigest(storage.read_bytes(path)))
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"quality: {name}: {path} cannot be read ({error}); name a file") from None
+
+
+def _report(index: decontaminate.Index) -> None:
+    passed = ", ".join(f"{count:,} of {name}" for name, count in index.passed_over.items() if count)
+    say(
+        f"decontamination: {index.total:,} items of {', '.join(index.sets)}"
+        + (f"; too short or all in the set's own wording, so not looked for: {passed}" if passed else "")
+    )
+
+
+def measure_partition(out: Attempt, path: str, config: QualityConfig) -> dict:
+    documents = read_table(path, ["doc", "source", "text"])
+    table = quality.measure(documents, config)
+    out.table("signals", table)
+    return {"scores": quality.histograms(table, documents)}
 
 
 @once_per_run
 def build(engine: Engine, config: Config) -> list[Commit]:
-    """Bring the scores up to date: one commit per corpus partition."""
-    about = config.quality.model_dump(mode="json") | {"unicode": unidata_version}
-    step = Step("quality", VERSION, about)
-    tasks = [p.task(config.quality) for p in corpus.partitions(engine, config)]
-    return engine.map(step, score_partition, tasks)
+    """Bring verdicts up to date: one commit per corpus partition. Tiers by quantile depend on all scores."""
+    measured = signals(engine, config)
+    limits = quality.cuts(quality.add_histograms(c.aggregates["scores"] for c in measured), config.quality)
+    tasks = []
+    for p, commit in zip(corpus.partitions(engine, config), measured, strict=True):
+        mine = {s: {l: limits[s][l] for l in languages} for s, languages in commit.aggregates["scores"].items()}
+        inputs = {"signals": commit.fingerprint, "cuts": storage.fingerprint(mine)}
+        tasks.append(p.task(commit.path("signals"), config.quality, mine, **inputs))
+    about = config.quality.model_dump(mode="json", exclude=MEASURED)
+    about["threshold"] = config.quality.decontaminate.threshold
+    return engine.map(Step("quality", VERSION, about), score_partition, tasks)
 
 
-def score_partition(out: Attempt, path: str, config: QualityConfig) -> dict:
-    documents = read_table(path, ["doc", "source", "text"])
-    table = quality.score(documents, config)
+def score_partition(out: Attempt, path: str, signals_path: str, config: QualityConfig, limits: quality.Cuts) -> dict:
+    documents, measured = read_table(path, ["doc", "source", "text"]), read_table(signals_path)
+    table = quality.judge(documents, measured, config, limits)
     out.table("quality", table)
-    return quality.aggregates(table, documents)
+    return aggregates(table, documents, measured)
 
 
 def tiers(commits: list[Commit]) -> dict[str, dict[str, int]]:
     """Source -> tier -> documents."""
     result: dict[str, Counter] = {}
-    for commit in commits:
-        for source, counts in commit.aggregates["tiers"].items():
-            result.setdefault(source, Counter()).update(counts)
+    for cell in (cell for commit in commits for cell in commit.aggregates["cells"]):
+        result.setdefault(cell["source"], Counter())[cell["tier"]] += cell["documents"]
     return {source: dict(counts) for source, counts in sorted(result.items())}
+
+
+def examples(engine: Engine, config: Config) -> list[dict[str, Any]]:
+    """Of every source and tier, the EXAMPLES documents of smallest hash: their rows of all tables, joined."""
+    places = list(zip(corpus.partitions(engine, config), signals(engine, config), build(engine, config), strict=True))
+    found: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
+    for number, (*_, commit) in enumerate(places):
+        for source, by_tier in commit.aggregates["examples"].items():
+            for tier, few in by_tier.items():
+                chosen = found.setdefault((source, -TIERS.index(tier)), [])
+                chosen += [(one["rank"], number, one["doc"]) for one in few]
+    wanted = [place for key in sorted(found) for place in sorted(found[key])[:EXAMPLES]]
+    rows: dict[int, dict[str, Any]] = {}
+    for number in {number for _, number, _ in wanted}:
+        partition, measured, commit = places[number]
+        paths = (partition.documents, measured.path("signals"), commit.path("quality"))
+        here = [doc for _, n, doc in wanted if n == number]
+        for path in paths:
+            table = read_table(path)
+            for row in table.filter(pc.is_in(table["doc"], pc.cast(here, table["doc"].type))).to_pylist():
+                rows.setdefault(row["doc"], {}).update(row)
+    return [rows[doc] for *_, doc in wanted]
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--examples", action="store_true", help="write a sheet of examples per source and tier to read")
 
 
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     for source, counts in tiers(build(engine, config)).items():
-        shares = ", ".join(f"{tier} {counts.get(tier, 0):,}" for tier in ("low", "medium", "high"))
+        shares = ", ".join(f"{tier} {counts.get(tier, 0):,}" for tier in TIERS)
         say(f"{source}: {shares}")
+    if arguments.examples:
+        path = storage.join(engine.root, "quality-examples.html")
+        storage.write_bytes(path, sheet(examples(engine, config)).encode())
+        say(f"examples: {path}")
 
 
 if __name__ == "__main__":

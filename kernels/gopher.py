@@ -14,6 +14,7 @@ ones. Lines and paragraphs are equal if their words are. Every share is 0 for a 
     letter_words                    share of words that hold a letter
     stop_words                      how many of `the be to of and that have with` occur, in any case
     diversity                       log(distinct words) / log(words): hardly depends on the length
+    unique_words                    distinct words / words
     duplicate_paragraphs, _lines    share of them that occurred before; `..._characters`: their share of all characters
     top_2gram .. top_4gram          occurrences x characters (single spaces between its words) of the most frequent
                                     n-gram, the longest of them in a tie, over all characters; 0 if none occurs twice
@@ -35,9 +36,10 @@ from kernels.words import CODE_POINTS, SPACELESS, decode, mix
 
 SIGNALS = (
     "characters", "words", "mean_word_length", "hash_ratio", "ellipsis_ratio", "bullet_lines", "ellipsis_lines",
-    "letter_words", "stop_words", "diversity", "duplicate_paragraphs", "duplicate_paragraph_characters",
-    "duplicate_lines", "duplicate_line_characters", "top_2gram", "top_3gram", "top_4gram", "duplicate_5gram",
-    "duplicate_6gram", "duplicate_7gram", "duplicate_8gram", "duplicate_9gram", "duplicate_10gram",
+    "letter_words", "stop_words", "diversity", "unique_words", "duplicate_paragraphs",
+    "duplicate_paragraph_characters", "duplicate_lines", "duplicate_line_characters", "top_2gram", "top_3gram",
+    "top_4gram", "duplicate_5gram", "duplicate_6gram", "duplicate_7gram", "duplicate_8gram", "duplicate_9gram",
+    "duplicate_10gram",
 )  # fmt: skip
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 BULLETS = "-*•‣◦⁃▪▫●○■□–·"
@@ -292,14 +294,15 @@ def _signals(data, offsets, classes, out):
         for paragraphs in (True, False):
             blocks = _blocks(words, word_count, lines, line_count, paragraphs, keys, sizes)
             repeated, repeated_characters = _duplicates(keys, sizes, blocks, slots)
-            column = 10 if paragraphs else 12
+            column = 11 if paragraphs else 13
             out[d, column] = repeated / blocks
             out[d, column + 1] = repeated_characters / characters
         distinct = _word_classes(words, word_count, slots)
         out[d, 9] = np.log(distinct) / np.log(word_count) if word_count > 1 else 1.0
+        out[d, 10] = distinct / word_count
         _ngrams(words, ends[: word_count + 1], word_count, slots, groups, active, found)
         for k in range(9):
-            out[d, 14 + k] = found[k] / characters
+            out[d, 15 + k] = found[k] / characters
 
 
 def signals(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:

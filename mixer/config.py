@@ -1,7 +1,8 @@
 """The `mix:` section: length classes, tiers, the stages of the curriculum and what is held out."""
 
 from collections import Counter
-from typing import Any, Literal, get_args
+from math import isfinite
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -12,20 +13,27 @@ HELD_OUT = "held-out"  # the name of the held-out split among the stages
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
-def _stage(name: str, context: int, rope_base: float, tokens: int, shares: dict[str, float] | None) -> dict[str, Any]:
-    return {"name": name, "context": context, "rope_base": rope_base, "tokens": tokens, "shares": shares}
+class Recipe(NamedTuple):
+    """A published curriculum. stages: (name, context, RoPE base, tokens, shares)."""
+
+    thresholds: tuple[int, int]
+    stages: tuple[tuple[str, int, float, int, tuple[float, float, float] | None], ...]
+    transition: float
+    blend: tuple[float, float]  # share of long-context QA, in this last part of each stage after the first
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "minimax-01": {  # arXiv 2501.08313, table of the long-context extension
-        "thresholds": {"medium": 32 << 10, "long": 128 << 10},
-        "stages": [
-            _stage("main", 8 << 10, 1e4, 11_400_000_000_000, None),
-            _stage("128k", 128 << 10, 5e6, 300_000_000_000, {"short": 0.3, "medium": 0.7, "long": 0.0}),
-            _stage("512k", 512 << 10, 1e7, 32_000_000_000, {"short": 0.35, "medium": 0.35, "long": 0.3}),
-            _stage("1m", 1 << 20, 1e7, 26_000_000_000, {"short": 0.3, "medium": 0.3, "long": 0.4}),
-        ],
-    }
+PRESETS = {
+    "minimax-text-01": Recipe(  # arXiv 2501.08313, table of the long-context extension; transition: not stated
+        (32 << 10, 128 << 10),
+        (
+            ("main", 8 << 10, 1e4, 11_400_000_000_000, None),
+            ("context-128k", 128 << 10, 5e6, 300_000_000_000, (0.30, 0.70, 0.0)),
+            ("context-512k", 512 << 10, 1e7, 32_000_000_000, (0.35, 0.35, 0.30)),
+            ("context-1m", 1 << 20, 1e7, 26_000_000_000, (0.30, 0.30, 0.40)),
+        ),
+        transition=0.1,
+        blend=(0.1, 0.2),
+    )
 }
 
 
@@ -49,10 +57,15 @@ class Thresholds(Section):
 
 
 class Tier(Section):
-    copies: float = Field(ge=0, allow_inf_nan=False, description="Up-sampling wanted, relative to the other tiers.")
+    """`copies` is asked for and met as nearly as targets and caps allow; `cap` holds for every document."""
+
+    copies: float = Field(
+        ge=0, allow_inf_nan=False, description="Copies asked for of each document, in total over all stages."
+    )
     cap: int = Field(ge=1, le=65535, description="Most copies of one document over all stages.")
 
 
+# Caps of high and low: MiniMax-01; of medium: about four passes over ordinary text are nearly free (arXiv 2305.16264).
 DEFAULT_TIERS: dict[TierName, Tier] = {
     "high": Tier(copies=4, cap=4),
     "medium": Tier(copies=1, cap=4),
@@ -73,6 +86,19 @@ class Shares(Section):
         return self
 
 
+class Blend(Section):
+    sources: dict[str, float] = Field(
+        min_length=1, description="Share of each of these sources in the last part of the stage."
+    )
+    last: float = Field(default=0.2, gt=0, le=1, description="The part of the stage, at its end, that is blended.")
+
+    @model_validator(mode="after")
+    def _shares(self) -> "Blend":
+        if (total := _shares("blend.sources", self.sources)) == 0:
+            raise ValueError(f"blend.sources sum to {total:g}: give them a share above 0, or leave the blend out")
+        return self
+
+
 class Stage(Section):
     name: str = Field(pattern=NAME, description="Names the stage's directory: letters, digits, '.', '_' and '-'.")
     context: int = Field(ge=1, description="Tokens in one sequence.")
@@ -85,7 +111,17 @@ class Stage(Section):
     )
     source_weights: dict[str, float] | None = Field(
         default=None,
-        description="Relative weight by source; 1 where none is given, 0 leaves the source out of the stage.",
+        description="Share asked for by source, 0..1; those not named share what is left as they come. 0: never drawn.",
+    )
+    transition: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Part of the stage, at its start, over which source weights move from the stage before to its own.",
+    )
+    blend: Blend | None = Field(
+        default=None,
+        description="Sources mixed in late; one that source_weights does not name comes in this part only.",
     )
     long_documents: Literal["split", "truncate", "drop"] = Field(
         default="split", description="What to do with documents longer than the context."
@@ -93,11 +129,19 @@ class Stage(Section):
 
     @field_validator("source_weights")
     @classmethod
-    def _not_negative(cls, weights: dict[str, float] | None) -> dict[str, float] | None:
-        for source, weight in (weights or {}).items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"source_weights.{source} is {weight:g}: a weight must be 0 or more")
+    def _weights(cls, weights: dict[str, float] | None) -> dict[str, float] | None:
+        _shares("source_weights", weights or {})
         return weights
+
+
+def _shares(key: str, shares: dict[str, float]) -> float:
+    """The sum of shares by source; ValueError where they can be none."""
+    for source, share in shares.items():
+        if not (isfinite(share) and share >= 0):
+            raise ValueError(f"{key}.{source} is {share:g}: a share must be between 0 and 1")
+    if (total := sum(shares.values())) > 1 + 1e-6:
+        raise ValueError(f"{key} sum to {total:g}: these are shares of the stage's tokens, they must not exceed 1")
+    return total
 
 
 class HeldOut(Section):
@@ -113,14 +157,24 @@ class HeldOut(Section):
 class MixConfig(Section):
     """What is drawn, in which order and how often."""
 
-    preset: Literal["minimax-01"] | None = Field(
+    preset: Literal["minimax-text-01"] | None = Field(
         default=None, description="Thresholds and stages of a published recipe, where they are not given here."
+    )
+    scale: float = Field(default=1.0, gt=0, le=1, description="The preset's tokens are multiplied by this.")
+    context_scale: float = Field(
+        default=1.0, gt=0, le=1, description="The preset's contexts and thresholds are multiplied by this."
+    )
+    long_qa: list[str] = Field(
+        default=[], description="Sources of long-context question answering, for the preset's late blend."
     )
     thresholds: Thresholds = Field(default=Thresholds(), description="Where the length classes begin.")
     tiers: dict[TierName, Tier] = Field(default=DEFAULT_TIERS, description="Copies and cap by quality tier.")
     stages: list[Stage] = Field(min_length=1, description="The curriculum, in order.")
     held_out: HeldOut = Field(default=HeldOut(), description="The split that no stage draws from.")
     shard_tokens: int = Field(default=64_000_000, ge=1, description="Tokens per shard, about.")
+    compression: Literal["zstd", "none"] = Field(
+        default="zstd", description="Of the shards; none: twice the bytes, read several times as fast."
+    )
     exclude: str | None = Field(
         default=None,
         description="File of documents to take down, one per line: owner's id, content hash (hex) or doc:NUMBER.",
@@ -130,8 +184,12 @@ class MixConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("preset") in PRESETS:
-            return PRESETS[value["preset"]] | value
+        if not isinstance(value, dict):
+            return value
+        if recipe := PRESETS.get(value.get("preset") or ""):
+            return _expanded(recipe, value) | value
+        if given := sorted({"scale", "context_scale", "long_qa"} & {k for k in value if value[k] not in (1, [])}):
+            raise ValueError(f"{given[0]} is for a preset: set preset to one of {', '.join(PRESETS)}, or leave it out")
         return value
 
     @field_validator("tiers", mode="before")
@@ -149,6 +207,8 @@ class MixConfig(Section):
 
     @model_validator(mode="after")
     def _stages_possible(self) -> "MixConfig":
+        if self.stages[0].transition:
+            raise ValueError("stages.0.transition: the first stage has none before it; set it to 0")
         names = Counter(stage.name.lower() for stage in self.stages)
         for i, stage in enumerate(self.stages):
             if names[stage.name.lower()] > 1 or stage.name == HELD_OUT:
@@ -165,3 +225,23 @@ class MixConfig(Section):
                     f"raise stages.{i}.context or lower thresholds.long"
                 )
         return self
+
+
+def _expanded(recipe: Recipe, value: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a `mix:` section that a preset stands for; values that are no numbers are refused later."""
+    try:
+        scale, length = float(value.get("scale", 1)), float(value.get("context_scale", 1))
+        qa = [str(name) for name in value.get("long_qa", [])]
+        share, last = recipe.blend
+        stages = []
+        for i, (name, context, rope_base, tokens, shares) in enumerate(recipe.stages):
+            stage: dict[str, Any] = {"name": name, "context": max(1, round(context * length)), "rope_base": rope_base}
+            stage |= {"tokens": max(1, round(tokens * scale)), "transition": recipe.transition if i else 0.0}
+            stage |= {"shares": shares and dict(zip(CLASSES, shares, strict=True))}
+            if qa and i:
+                stage["blend"] = {"sources": {source: share / len(qa) for source in qa}, "last": last}
+            stages.append(stage)
+        medium, long = (max(1, round(n * length)) for n in recipe.thresholds)
+    except (TypeError, ValueError, OverflowError):
+        return {"stages": [{"name": "main", "context": 1, "tokens": 1}]}
+    return {"thresholds": {"medium": medium, "long": long}, "stages": stages}

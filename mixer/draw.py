@@ -8,7 +8,7 @@ from dataprep.storage import UserError, array_buffers, binary_array
 from kernels.best_fit import copy_runs
 from mixer.config import CLASSES, HELD_OUT, TIERS
 from mixer.hashing import hashed
-from mixer.inventory import BUCKETS, WITHIN, draw_hash
+from mixer.inventory import WITHIN, draw_hash, parts
 from mixer.plan import Plan, StagePlan
 
 DRAWN = pa.schema(
@@ -30,11 +30,11 @@ LAST_PLACE = 1 - 2.0**-32  # so that rounding in `copies + place` cannot reach t
 def draw(inventory: pa.Table, tokens: pa.Table, plan: Plan, name: str) -> pa.Table:
     """The items (DRAWN) that a stage, or the held-out split, draws from a partition; by window and order.
 
-    inventory: of `take_inventory`. tokens: the partition's doc and ids. A document over the longest context of all
-    stages will be split anyway: its parts of that length, from token `offset` on, are items of their own, so that one
-    huge document does not part drawn tokens from planned ones. The parts are the same in every stage, so the cap holds
-    for each. An item's copies are spread evenly over the stage from a start that is the document's hash; `order` is
-    the place as a fraction of 2^64, `copy` counts over all stages.
+    inventory: of `take_inventory`. tokens: the partition's doc and ids. An item is a document, or a part of one over
+    the longest context of all stages (`parts`); the parts are the same in every stage, so the cap holds for each. An
+    item's copies are spread evenly over its source's share of the stage, from a start that is a hash; `order` is the
+    place as a fraction of 2^64, `copy` counts over all stages. No two copies share a window, unless the stage draws
+    more copies than it has windows. A document that a stage does not split is drawn whole, as often as its first part.
     """
     stage = plan.stage(name)
     inventory = inventory.filter(pc.equal(inventory["held_out"], name == HELD_OUT))
@@ -44,22 +44,21 @@ def draw(inventory: pa.Table, tokens: pa.Table, plan: Plan, name: str) -> pa.Tab
     if (cell < 0).any():
         raise UserError(f"stage {name}: a partition has documents in a cell the plan lacks; plan the mixture again")
     n_tokens = inventory["n_tokens"].to_numpy().astype(np.int64)
-    longest = max(s.context for s in (*plan.stages, plan.held_out))
-    number = -(-n_tokens // longest) if stage.long_documents == "split" else np.ones_like(n_tokens)
-    part = np.repeat(np.arange(len(number)), number)  # the document of each
-    offset = (np.arange(len(part)) - np.repeat(np.cumsum(number) - number, number)) * longest
-    doc, cell, n_tokens = inventory["doc"].to_numpy()[part], cell[part], n_tokens[part]
-    place = _places(draw_hash(plan.seed, doc), offset / np.maximum(n_tokens, 1), cell, plan, stage)
-    first = np.floor(np.array([c.copies_before for c in stage.cells])[cell] + place).astype(np.int64)
-    copies = np.floor(np.array([c.copies_after for c in stage.cells])[cell] + place).astype(np.int64) - first
+    part, offset, lengths = parts(n_tokens, max(s.context for s in (*plan.stages, plan.held_out)))
+    if stage.long_documents != "split":
+        part, offset, lengths = np.arange(len(n_tokens)), np.zeros_like(n_tokens), n_tokens
+    doc = inventory["doc"].to_numpy()[part]
+    first, copies = _copies(draw_hash(plan.seed, doc, offset), cell[part], plan, stage)
 
     item = np.repeat(np.arange(len(doc)), copies)
     nth = np.arange(len(item)) - np.repeat(np.cumsum(copies) - copies, copies)
-    apart = np.uint64(2**64 - 1) // np.maximum(copies, 1).astype(np.uint64)
-    order = hashed(plan.seed, f"order {name}", doc)[item] + nth.astype(np.uint64) * apart[item]
-    window = ((order >> np.uint64(32)) * np.uint64(stage.shards)) >> np.uint64(32)
+    order = _orders(hashed(plan.seed, f"order {name}", doc, offset)[item], nth, copies[item])
+    for code, knots in ((plan.sources.index(s), k) for s, k in stage.densities.items() if s in plan.sources):
+        here = source[part[item]] == code
+        order[here] = at_density(order[here], knots)
+    window = _windows(order, item, nth, copies[item], stage.shards)
     copy = first[item] + nth
-    sorted_ = np.lexsort((copy, offset[item], doc[item], order))
+    sorted_ = np.lexsort((copy, offset[item], doc[item], order, window))
     item, of = item[sorted_], part[item[sorted_]]
     labels = [source[of], tier[of], length_class[of]]
     columns = [window[sorted_], order[sorted_], doc[item], offset[item], copy[sorted_], *labels]
@@ -67,10 +66,38 @@ def draw(inventory: pa.Table, tokens: pa.Table, plan: Plan, name: str) -> pa.Tab
     rows = inventory["row"].to_numpy()[of].astype(np.int64)
     if rows.max(initial=-1) >= len(tokens) or not np.array_equal(tokens["doc"].to_numpy()[rows], doc[item]):
         raise UserError("the tokens table has other documents than the inventory; take the inventory again")
-    lengths = n_tokens[item] - offset[item]
-    if stage.long_documents == "split":
-        lengths = np.minimum(lengths, longest)
-    return pa.table([*drawn, _cut(tokens["ids"], rows, offset[item], lengths, n_tokens[item])], schema=DRAWN)
+    return pa.table([*drawn, _cut(tokens["ids"], rows, offset[item], lengths[item], n_tokens[of])], schema=DRAWN)
+
+
+def at_density(order: np.ndarray, knots: list[tuple[float, float]]) -> np.ndarray:
+    """Uniform places (fractions of 2^64) moved to where a piecewise linear density wants them, in the same order.
+
+    knots: as in StagePlan.densities. The inverse of the density's integral: within a piece, a root of a quadratic.
+    """
+    x, density = np.array(knots, np.float64).T
+    areas = np.diff(x) * (density[1:] + density[:-1]) / 2
+    below = np.concatenate([[0.0], np.cumsum(areas)])
+    amount = order / 2.0**64 * below[-1]
+    piece = np.clip(np.searchsorted(below, amount, side="right") - 1, 0, len(areas) - 1)
+    rest, start, width = amount - below[piece], density[piece], np.diff(x)[piece]
+    slope = (density[piece + 1] - start) / np.where(width, width, 1.0)
+    root = start + np.sqrt(np.maximum(0.0, start**2 + 2 * slope * rest))
+    place = x[piece] + np.minimum(width, 2 * rest / np.where(root, root, 1.0))
+    return np.minimum(place * 2.0**64, 2.0**64 - 2.0**11).astype(np.uint64)  # the largest float64 below 2^64
+
+
+def _orders(hashes: np.ndarray, nth: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Places of an item's copies: the first lies, by its hash, in the first of as many equal parts, and so on."""
+    apart = np.uint64(2**64 - 1) // np.maximum(copies, 1).astype(np.uint64)
+    return hashes // np.maximum(copies, 1).astype(np.uint64) + nth.astype(np.uint64) * apart
+
+
+def _windows(order: np.ndarray, item: np.ndarray, nth: np.ndarray, copies: np.ndarray, windows: int) -> np.ndarray:
+    """The window of each place; where two copies of an item (in order) meet, the later one's is the next."""
+    window = (((order >> np.uint64(32)) * np.uint64(windows)) >> np.uint64(32)).astype(np.int64)
+    apart = np.maximum.accumulate(window - nth + item * windows * 2) - item * windows * 2 + nth
+    apart = np.minimum(apart, windows - copies + nth)
+    return np.where(copies <= windows, apart, window)
 
 
 def _cut(
@@ -85,19 +112,28 @@ def _cut(
     return binary_array(out, ends)
 
 
-def _places(draw_hashes: np.ndarray, into: np.ndarray, cell: np.ndarray, plan: Plan, stage: StagePlan) -> np.ndarray:
-    """Each item's u in [0, 1): the part of its cell's tokens that lies before it.
-
-    into: the part of its document that lies before it. A huge document fills most of its bucket; its parts take
-    their places around the bucket, from where its hash puts the first.
-    """
-    held_out = plan.places["held_out"].to_numpy()
-    lists = plan.places["cumulative"].combine_chunks()
-    cumulative = lists.flatten().to_numpy().reshape(-1, BUCKETS + 1)[held_out == (stage.name == HELD_OUT)]
-    bucket = (draw_hashes >> np.uint64(WITHIN)).astype(np.int64)
-    within = ((draw_hashes & np.uint64((1 << WITHIN) - 1)) / 2.0**WITHIN + into) % 1.0
-    low, high = cumulative[cell, bucket], cumulative[cell, bucket + 1]
-    return np.minimum(low + within * (high - low), LAST_PLACE)
+def _copies(hashes: np.ndarray, cell: np.ndarray, plan: Plan, stage: StagePlan) -> tuple[np.ndarray, np.ndarray]:
+    """(copies of each item that earlier stages drew, that this one draws); the plan's table of places says how."""
+    table = plan.places.filter(pc.equal(plan.places["held_out"], stage.name == HELD_OUT))
+    knots, cumulative, copies = (table[name].combine_chunks() for name in ("knots", "cumulative", "copies"))
+    sizes = pc.list_value_length(knots).to_numpy(zero_copy_only=False).astype(np.int64)
+    cells = np.repeat(np.arange(len(table)), sizes)
+    lines = (cells << 32) | knots.flatten().to_numpy()
+    piece = np.searchsorted(lines, (cell << 32) | hashes, side="right") - 1
+    exact = table["exact"].to_numpy()[cell]
+    strange = exact & (lines[piece] != ((cell << 32) | hashes))
+    if (strange | (cells[piece] != cell)).any():
+        raise UserError("a partition has documents that the plan's table of places lacks; plan the mixture again")
+    within = np.where(exact, 0.5, (hashes - (lines[piece] & 0xFFFFFFFF)) / 2.0**WITHIN)
+    cumulative = cumulative.flatten().to_numpy()
+    at = piece + cell  # each cell's list has one more than it has knots
+    place = np.minimum(cumulative[at] + within * (cumulative[at + 1] - cumulative[at]), LAST_PLACE)
+    nth_stage, stages = (0, 1) if stage.name == HELD_OUT else (stage.index, len(plan.stages))
+    cuts = copies.flatten().to_numpy().reshape(-1, stages + 1)
+    first, last = (np.floor(cuts[cell, nth_stage + i] + place).astype(np.int64) for i in (0, 1))
+    if (last > table["cap"].to_numpy()[cell]).any():
+        raise UserError(f"stage {stage.name} draws a document more often than its tier's cap; report it")
+    return first, last - first
 
 
 def _cell_numbers(plan: Plan, stage: StagePlan) -> np.ndarray:

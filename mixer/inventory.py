@@ -14,9 +14,10 @@ from mixer.config import CLASSES, HELD_OUT, TIERS, MixConfig
 from mixer.hashing import hashed
 
 BUCKETS = 1024
+EXACT = 4096  # a cell of at most so many items lists them all
 DOC_LINE = re.compile(r"doc:[0-9]{1,20}")
 HASH_LINE = re.compile(r"[0-9a-fA-F]{32}")
-WITHIN = 64 - 10  # bits of the draw hash below the bucket's number
+WITHIN = 32 - 10  # bits of the draw hash below the bucket's number
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,26 @@ class Exclude:
         return ("doc", self.docs), ("id", self.ids), ("content_hash", self.hashes)
 
 
-def draw_hash(seed: int, doc: np.ndarray) -> np.ndarray:
-    """A document's place in its cell: the highest ten bits are its bucket."""
-    return hashed(seed, "draw", doc)
+def draw_hash(seed: int, doc: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """An item's place in its cell (int64 below 2^32): the highest ten bits are its bucket."""
+    return (hashed(seed, "draw", doc, offset) >> np.uint64(32)).astype(np.int64)
+
+
+def parts(n_tokens: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is drawn of documents: (document's row, first token, tokens) of each item.
+
+    A document over the longest context of all stages will be split anyway: its parts of that length are items with
+    places of their own, so that one huge document does not part drawn tokens from planned ones.
+    """
+    number = np.maximum(1, -(-n_tokens // longest))
+    row = np.repeat(np.arange(len(number)), number)
+    offset = (np.arange(len(row)) - np.repeat(np.cumsum(number) - number, number)) * longest
+    return row, offset, np.minimum(n_tokens[row] - offset, longest)
+
+
+def longest_context(config: MixConfig) -> int:
+    """Tokens in the longest sequence of all stages, the held-out split among them."""
+    return max([*(stage.context for stage in config.stages), config.held_out.context or 0])
 
 
 def take_inventory(
@@ -68,7 +86,8 @@ def take_inventory(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Join a partition's tables into the documents to draw from and sums that `add_inventories` adds up.
 
-    documents: doc, source, id, content_hash. dedup: doc, keep, cluster. quality: doc, tier. tokens: doc, n_tokens.
+    documents: doc, source, id, content_hash. dedup: doc, keep, cluster. quality: doc, tier and, where it shall take
+    effect, contaminated. tokens: doc, n_tokens.
     The table: doc uint64, row uint32 (in the partition), n_tokens uint32, source dictionary, tier and length_class
     uint8 (indices into TIERS and CLASSES), held_out bool. Raises UserError where the tables do not fit together.
     """
@@ -84,6 +103,9 @@ def take_inventory(
     kept = dedup["keep"].to_numpy()
     excluded = exclude.matches(documents)
     used = exclude.used(documents)
+    contaminated = np.zeros(len(doc), bool)
+    if "contaminated" in quality.column_names:
+        contaminated = quality["contaminated"].to_numpy() & kept & ~excluded
     bounds = [config.thresholds.medium, config.thresholds.long]
     cluster = dedup["cluster"].to_numpy()
     held_out = hashed(config.seed, HELD_OUT, cluster) < np.uint64(int(config.held_out.fraction * 2.0**64))
@@ -97,7 +119,7 @@ def take_inventory(
             "length_class": pa.array(np.searchsorted(bounds, n_tokens, side="right").astype(np.uint8)),
             "held_out": pa.array(held_out),
         }
-    ).filter(pa.array(kept & ~excluded))
+    ).filter(pa.array(kept & ~excluded & ~contaminated))
     sums = {
         "documents": len(doc),
         "exclude_lines": used,
@@ -106,6 +128,7 @@ def take_inventory(
         "removed": {
             "duplicate": _count(n_tokens, ~kept),
             "excluded": _count(n_tokens, kept & excluded),
+            "contaminated": _count(n_tokens, contaminated),
             # The exclude file names a duplicate whose keeper it does not name: worth a look.
             "excluded_duplicate": _count(n_tokens, ~kept & excluded),
         },
@@ -125,27 +148,40 @@ def _cells(table: pa.Table, config: MixConfig) -> list[dict[str, Any]]:
     source = table["source"].combine_chunks().dictionary_encode()
     source = source.combine_chunks() if isinstance(source, pa.ChunkedArray) else source
     doc, n_tokens = table["doc"].to_numpy(), table["n_tokens"].to_numpy().astype(np.int64)
-    bucket = (draw_hash(config.seed, doc) >> np.uint64(WITHIN)).astype(np.int64)
-    parts = (source.indices.to_numpy(), table["tier"].to_numpy(), table["length_class"].to_numpy())
-    cell = (parts[0].astype(np.int64) * len(TIERS) + parts[1]) * len(CLASSES) + parts[2]
+    codes = (source.indices.to_numpy(), table["tier"].to_numpy(), table["length_class"].to_numpy())
+    cell = (codes[0].astype(np.int64) * len(TIERS) + codes[1]) * len(CLASSES) + codes[2]
     cell = cell * 2 + table["held_out"].to_numpy()
+    row, offset, length = parts(n_tokens, longest_context(config))
+    place = draw_hash(config.seed, doc[row], offset)
+    packed = [  # of each item, where the policy for long documents takes something away
+        None if s.long_documents == "split" else np.where(offset, 0, usable(n_tokens, s.context, s.long_documents)[row])
+        for s in config.stages
+    ]
     rows = []
     for number in np.unique(cell):
         (here,) = np.nonzero(cell == number)
         first, lengths = here[0], n_tokens[here]
+        (items,) = np.nonzero(cell[row] == number)
+        columns = [place, length, *(column for column in packed if column is not None)]
         rows.append(
             {
-                "source": source.dictionary[int(parts[0][first])].as_py(),
-                "tier": TIERS[parts[1][first]],
-                "length_class": CLASSES[parts[2][first]],
+                "source": source.dictionary[int(codes[0][first])].as_py(),
+                "tier": TIERS[codes[1][first]],
+                "length_class": CLASSES[codes[2][first]],
                 "held_out": bool(number % 2),
                 "documents": len(here),
                 "tokens": int(lengths.sum()),
                 "usable": [int(usable(lengths, s.context, s.long_documents).sum()) for s in config.stages],
-                "buckets": np.bincount(bucket[here], lengths, BUCKETS).astype(np.int64).tolist(),
+                "buckets": np.bincount(place[items] >> WITHIN, length[items], BUCKETS).astype(np.int64).tolist(),
+                "items": _in_order(np.array([c[items] for c in columns])) if len(items) <= EXACT else None,
             }
         )
     return rows
+
+
+def _in_order(items: np.ndarray) -> list[list[int]]:
+    """Columns of a cell's items: place, tokens, then usable tokens for each stage that does not split; by place."""
+    return items[:, np.lexsort(items[::-1])].tolist()
 
 
 def _count(n_tokens: np.ndarray, rows: np.ndarray) -> dict[str, int]:
@@ -170,6 +206,9 @@ def add_inventories(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
                 continue
             for name in ("documents", "tokens", "usable", "buckets"):
                 cell[name] = cell[name] + (np.array(row[name]) if isinstance(row[name], list) else row[name])
+            both = [items for items in (cell.get("items"), row.get("items")) if items]
+            few = len(both) == 2 and sum(len(items[0]) for items in both) <= EXACT
+            cell["items"] = _in_order(np.concatenate(both, axis=1)) if few else None
     total["cells"] = [
         cells[key] | {name: cells[key][name].tolist() for name in ("usable", "buckets")} for key in sorted(cells)
     ]

@@ -1,6 +1,5 @@
 """Packing one window of drawn documents into sequences of exactly the stage's context."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,18 +8,14 @@ import pyarrow as pa
 
 from dataprep.storage import array_buffers
 from kernels.best_fit import best_fit, copy_runs
+from mixer.guarantees import count
 from mixer.hashing import hashed
 from mixer.shards import SEGMENT, StageInfo
-
-CELL = ("source", "tier", "length_class")
-COUNTS = (
-    "items", "items_over_context", "tokens_in", "packed", "truncated", "dropped", "padding", "sequences", "segments",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Packed:
-    """tokens: (n, context), padded with EOS. segments: SEGMENT, in row order. counts: JSON, `sequences` among them."""
+    """tokens: (n, context), padded with EOS. segments: SEGMENT, in row order. counts: of `guarantees.count`."""
 
     tokens: np.ndarray
     segments: np.ndarray
@@ -28,53 +23,84 @@ class Packed:
 
 
 def pack_window(drawn: pa.Table, info: StageInfo, long_documents: str, seed: int) -> Packed:
-    """Pack a window's items (DRAWN of mixer/draw.py, in any order) by best-fit decreasing; bins in a hashed order.
+    """Pack a window's items (DRAWN of mixer/draw.py, in any order) by best-fit decreasing, in training order.
 
-    long_documents: "split" into pieces of `context` tokens, "truncate" to the first, or "drop". In the counts,
-    tokens_in = packed + truncated + dropped, and sequences x context = packed + padding.
+    long_documents: "split" into pieces of `context` tokens, "truncate" to the first, or "drop". Memory: the items' ids
+    twice.
     """
-    data, offsets = array_buffers(drawn["ids"])
-    item = np.lexsort([drawn[name].to_numpy() for name in ("copy", "offset", "doc", "order")])
     width = info.dtype.itemsize
-    begins, lengths = offsets[:-1][item] // width, np.diff(offsets)[item] // width
-    pieces, place, length = _pieces(lengths, info.context, long_documents)
+    chunks = [array_buffers(chunk) for chunk in drawn["ids"].chunks]
+    lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) // width for _, offsets in chunks)])
+    item, segments = arrange(drawn, lengths, info, long_documents, seed)
+    counts = count(drawn, lengths, item, segments, info, long_documents)
 
+    tokens = np.full((counts["sequences"], info.context), info.eos, info.dtype)
+    places = segments["sequence"] * info.context + segments["start"]
+    begins = (segments["offset"] - drawn["offset"].to_numpy()[item]).astype(np.int64)  # in the item
+    by_item = np.argsort(item)
+    first = 0
+    for data, offsets in chunks:
+        last = first + len(offsets) - 1
+        here = by_item[slice(*np.searchsorted(item[by_item], [first, last]))]
+        ids = data[: len(data) // width * width].view(info.dtype)
+        starts = offsets[item[here] - first] // width + begins[here]
+        copy_runs(ids, starts, segments["length"][here], tokens.reshape(-1), places[here])
+        first = last
+    return Packed(tokens, segments, counts)
+
+
+def arrange(
+    drawn: pa.Table, lengths: np.ndarray, info: StageInfo, long_documents: str, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(row in `drawn` of each segment, the segments in training order) for items of these lengths."""
+    order = drawn["order"].to_numpy()
+    by_order = np.argsort(order)
+    if (order[by_order[1:]] == order[by_order[:-1]]).any():
+        by_order = np.lexsort([drawn[name].to_numpy() for name in ("copy", "offset", "doc", "order")])
+    nth, place, length = _pieces(lengths[by_order], info.context, long_documents)
     bin_ = best_fit(length, info.context)
-    sequences = int(bin_.max()) + 1 if len(bin_) else 0
-    window = np.repeat(drawn["window"].to_numpy()[:1], sequences)  # one and the same for all items
-    keys = hashed(seed, f"sequences {info.stage}", window, np.arange(sequences))
-    rank = np.empty(sequences, np.int64)
-    rank[np.argsort(keys, kind="stable")] = np.arange(sequences)
-    by_row = np.argsort(rank[bin_], kind="stable")
-    pieces, place, length = pieces[by_row], place[by_row], length[by_row]
+    window = int(drawn["window"][0].as_py()) if len(drawn) else 0  # one and the same for all items
+    row = deal(np.bincount(bin_, length.astype(np.float64) ** 2), seed, info.stage, window)[bin_]
+    by_row = np.sort((row << 32) | np.arange(len(row))) & 0xFFFFFFFF
+    item, row, place, length = by_order[nth[by_row]], row[by_row], place[by_row], length[by_row]
 
-    segments = np.zeros(len(pieces), SEGMENT)
-    segments["sequence"] = rank[bin_][by_row]
-    segments["length"], segments["offset"] = length, drawn["offset"].to_numpy()[item[pieces]] + place
+    segments = np.zeros(len(item), SEGMENT)
+    segments["sequence"], segments["length"] = row, length
     before = np.cumsum(length) - length
-    segments["start"] = before - before[np.searchsorted(segments["sequence"], segments["sequence"])]
+    first = np.flatnonzero(np.diff(row, prepend=-1))  # each sequence's first segment
+    segments["start"] = before - np.repeat(before[first], np.diff(first, append=len(row)))
+    segments["offset"] = drawn["offset"].to_numpy()[item] + place.astype(np.uint64)
     for name in ("doc", "copy", "source", "tier", "length_class"):
-        segments[name] = drawn[name].to_numpy()[item[pieces]]
-
-    tokens = np.full((sequences, info.context), info.eos, info.dtype)
-    ids = data[: len(data) // width * width].view(info.dtype)
-    row_starts = segments["sequence"] * info.context + segments["start"]
-    copy_runs(ids, begins[pieces] + place, length, tokens.reshape(-1), row_starts)
-    return Packed(tokens, segments, _counts(lengths, segments, sequences, info, long_documents))
+        segments[name] = drawn[name].to_numpy()[item]
+    return item, segments
 
 
-def add_counts(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of several windows as one."""
-    total: dict[str, Any] = dict.fromkeys(COUNTS, 0)
-    cells: dict[tuple[str, ...], int] = {}
-    for part in parts:
-        for name, value in part.items():
-            if name != "cells":
-                total[name] = total.get(name, 0) + value
-        for row in part["cells"]:
-            key = tuple(row[name] for name in CELL)
-            cells[key] = cells.get(key, 0) + row["tokens"]
-    return total | {"cells": [dict(zip(CELL, key, strict=True)) | {"tokens": cells[key]} for key in sorted(cells)]}
+def deal(costs: np.ndarray, seed: int, stage: str, window: int) -> np.ndarray:
+    """The row in training order of each sequence of a window, so that slices of any batch cost about the same.
+
+    Sequences are ranked by cost (sum of squared segment lengths: what their attention costs) and dealt by a van der
+    Corput sequence with a hashed start: row p has the rank at p's bits reversed. Any run of rows then holds cheap and
+    dear sequences in the window's proportions, 2^k rows from a multiple of 2^k on one of each 2^k-th of the ranks,
+    however long batches are and whoever shares them.
+    """
+    sequences = np.arange(len(costs))
+    ties = hashed(seed, f"sequences {stage}", np.full(len(costs), window), sequences)
+    start = hashed(seed, f"deal {stage}", np.array([window]))[0] >> np.uint64(32)
+    by_cost = np.lexsort((ties, costs))
+    rank = np.empty(len(costs), np.int64)
+    rank[np.argsort((_reversed_bits(sequences) + start) & np.uint64(0xFFFFFFFF))] = sequences
+    row = np.empty(len(costs), np.int64)
+    row[by_cost[rank]] = sequences
+    return row
+
+
+def _reversed_bits(numbers: np.ndarray) -> np.ndarray:
+    """Whole numbers below 2^32 with their 32 bits reversed."""
+    value = numbers.astype(np.uint64)
+    for bits, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F), (8, 0x00FF00FF), (16, 0x0000FFFF)):
+        bits_, mask_ = np.uint64(bits), np.uint64(mask)
+        value = ((value & mask_) << bits_) | ((value >> bits_) & mask_)
+    return value
 
 
 def _pieces(lengths: np.ndarray, context: int, long_documents: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,36 +114,3 @@ def _pieces(lengths: np.ndarray, context: int, long_documents: str) -> tuple[np.
     items = np.repeat(np.arange(len(lengths)), number)
     nth = np.arange(len(items)) - np.repeat(np.cumsum(number) - number, number)
     return items, nth * context, np.minimum(lengths[items] - nth * context, context)
-
-
-def _counts(
-    lengths: np.ndarray, segments: np.ndarray, sequences: int, info: StageInfo, long_documents: str
-) -> dict[str, Any]:
-    over = lengths > info.context
-    packed = int(segments["length"].sum())
-    lost = int(lengths.sum()) - packed
-    return {
-        "items": len(lengths),
-        "items_over_context": int(over.sum()),
-        "tokens_in": int(lengths.sum()),
-        "packed": packed,
-        "truncated": lost if long_documents == "truncate" else 0,
-        "dropped": lost if long_documents == "drop" else 0,
-        "padding": sequences * info.context - packed,
-        "sequences": sequences,
-        "segments": len(segments),
-        "cells": _by_cell(segments, info),
-    }
-
-
-def _by_cell(segments: np.ndarray, info: StageInfo) -> list[dict[str, Any]]:
-    """Packed tokens by source, tier and length class, to hold against the plan."""
-    shape = (len(info.sources), len(info.tiers), len(info.classes))
-    cell = np.ravel_multi_index((segments["source"], segments["tier"], segments["length_class"]), shape)
-    tokens = np.bincount(cell, segments["length"], int(np.prod(shape))).astype(np.int64)
-    rows = []
-    for number in np.nonzero(tokens)[0]:
-        codes = np.unravel_index(number, shape)
-        names = (info.sources[codes[0]], info.tiers[codes[1]], info.classes[codes[2]])
-        rows.append(dict(zip(CELL, names, strict=True)) | {"tokens": int(tokens[number])})
-    return rows

@@ -1,6 +1,6 @@
 """The plan: for every stage and cell (source x tier x length class), how many tokens and copies, and why."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -32,8 +32,27 @@ class CellPlan:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """A cell whose cap binds. tokens: drawable over all stages. price: nats that the plan's distance from what was
+    asked (`mixer.fit`) would fall by for one token more.
+    """
+
+    source: str
+    tier: str
+    length_class: str
+    tokens: int
+    price: float
+
+
+@dataclass(frozen=True)
 class StagePlan:
-    """classes: planned tokens by length class. shards: windows the drawn documents are dealt to, one shard each."""
+    """classes: planned tokens by length class. shards: windows the drawn documents are dealt to, one shard each.
+
+    asked: share of the stage's tokens by source; empty: as they come. densities: by source, knots (x, d) of the
+    piecewise linear density of its tokens over the stage: x in [0, 1], not decreasing (two knots with one x make a
+    step), d >= 0, integral 1; a source that is not in it is uniform.
+    class_prices: nats that the distance from what was asked would rise by for one token more of a class.
+    """
 
     name: str
     index: int
@@ -44,21 +63,25 @@ class StagePlan:
     shards: int
     classes: dict[str, int]
     cells: tuple[CellPlan, ...]
+    asked: dict[str, float] = field(default_factory=dict)
+    densities: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    class_prices: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
     """stages: in the order of training. held_out: the split that none of them draws from.
 
-    places: for each of a plan's cells the columns source, tier, length_class, held_out and `cumulative` (float64
-    [1025]), the part of the cell's tokens below each of the 1024 buckets of the draw hash, from 0 to 1.
+    places: where each cell is cut (PLACES of mixer/places.py), a row for each of the plan's cells.
     """
 
     seed: int
     sources: tuple[str, ...]
     thresholds: dict[str, int]
+    tiers: dict[str, dict[str, Any]]
     stages: tuple[StagePlan, ...]
     held_out: StagePlan
+    limits: tuple[Limit, ...]
     removed: dict[str, dict[str, int]]
     places: pa.Table
 
@@ -71,16 +94,18 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         stages = {"stages": [asdict(s) for s in self.stages], "held_out": asdict(self.held_out)}
-        names = ("seed", "sources", "thresholds", "removed")
-        return {name: getattr(self, name) for name in names} | stages | {"places": _digest(self.places)}
+        names = ("seed", "sources", "thresholds", "tiers", "removed")
+        limits = {"limits": [asdict(limit) for limit in self.limits]}
+        return {name: getattr(self, name) for name in names} | stages | limits | {"places": _digest(self.places)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any], places: pa.Table) -> "Plan":
-        """Raises UserError where the table of places belongs to another plan."""
-        if _digest(places) != value["places"]:
+    def from_json(cls, value: dict[str, Any], places: pa.Table | None) -> "Plan":
+        """Raises UserError where the table of places is another plan's; None: a plan to look at, not to draw by."""
+        if places is not None and _digest(places) != value["places"]:
             raise UserError("the plan's table of places is damaged or belongs to another plan; plan the mixture again")
         stages = tuple(_stage_from_json(stage) for stage in value["stages"])
         rest = {"sources": tuple(value["sources"]), "held_out": _stage_from_json(value["held_out"]), "places": places}
+        rest["limits"] = tuple(Limit(**limit) for limit in value["limits"])
         return cls(**value | rest | {"stages": stages})
 
     @property
@@ -110,8 +135,12 @@ class Plan:
 
 
 def _stage_from_json(value: dict[str, Any]) -> StagePlan:
-    return StagePlan(**value | {"cells": tuple(CellPlan(**cell) for cell in value["cells"])})
+    knots = {name: [(x, d) for x, d in pairs] for name, pairs in value["densities"].items()}
+    return StagePlan(**value | {"cells": tuple(CellPlan(**cell) for cell in value["cells"]), "densities": knots})
 
 
 def _digest(places: pa.Table) -> str:
-    return xxhash.xxh3_64_hexdigest(places["cumulative"].combine_chunks().flatten().to_numpy().tobytes())
+    digest = xxhash.xxh3_64()
+    for name in ("knots", "cumulative", "copies"):
+        digest.update(places[name].combine_chunks().flatten().to_numpy().tobytes())
+    return digest.hexdigest()

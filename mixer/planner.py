@@ -1,125 +1,188 @@
-"""Making the plan from the summed inventories: who gets which tokens, and whether the recipe can be had at all."""
+"""Making the plan from the summed inventories: who gets which tokens, or why that cannot be had and what would do."""
 
+from collections.abc import Iterator
 from fractions import Fraction
-from math import ceil, floor
+from math import ceil
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from dataprep.storage import UserError
-from mixer.allocate import largest_remainder, water_fill
+from mixer import feasible
+from mixer.allocate import largest_remainder
 from mixer.config import CLASSES, HELD_OUT, MixConfig, Stage
-from mixer.inventory import BUCKETS
-from mixer.plan import CellPlan, Plan, StagePlan
+from mixer.fit import Fit, fit
+from mixer.places import places
+from mixer.plan import CellPlan, Limit, Plan, StagePlan
+from mixer.problem import Cells, Problem, build
+from mixer.shares import densities
+from mixer.whole import whole
 
-Cells = list[dict[str, Any]]
+SHOWN = 8  # cells named in a message
 
 
 def make_plan(inventory: dict[str, Any], config: MixConfig) -> Plan:
-    """Plan all stages; raises UserError with one line for everything that cannot be had.
+    """Plan all stages together; UserError says what is missing, the nearest plan, and single changes that suffice.
 
-    inventory: of `add_inventories`, taken with the same configuration. The last stages choose first: what is long is
-    scarce, and they are about it. Within a stage and class, a cell gets tokens in proportion to its usable tokens x
-    its tier's copies x its source's weight, up to what its tier's cap and the later stages leave of it.
+    inventory: of `add_inventories`, taken with the same configuration; the order of its cells does not matter.
     """
-    cells = [cell for cell in inventory["cells"] if not cell["held_out"]]
-    sources = sorted({cell["source"] for cell in inventory["cells"]})
-    problems = _unknown_sources(config, sources)
-    left = [Fraction(config.tiers[cell["tier"]].cap) for cell in cells]  # copies that no later stage has taken
-    chosen: dict[int, tuple[list[int], list[str]]] = {}
-    for i in reversed(range(len(config.stages))):
-        usable = [cell["usable"][i] for cell in cells]
-        limits = [floor(copies * tokens) for copies, tokens in zip(left, usable, strict=True)]
-        chosen[i] = _choose(i, config, cells, limits, problems)
-        left = [c - _copies(t, u) for c, t, u in zip(left, chosen[i][0], usable, strict=True)]
-    if problems:
-        raise UserError("\n".join(problems))
+    everything = sorted(inventory["cells"], key=lambda c: (c["source"], c["tier"], c["length_class"], c["held_out"]))
+    cells = [cell for cell in everything if not cell["held_out"]]
+    sources = sorted({cell["source"] for cell in everything})
+    if mistakes := [*_source_mistakes(config, sources)]:
+        raise UserError("\n".join(mistakes))
+    if not cells:
+        raise UserError(
+            "mix: there is no document to train on; all were removed, taken down (mix.exclude) or held out "
+            f"(mix.held_out.fraction {config.held_out.fraction:g}): add documents or lower these"
+        )
+    problem = build(cells, sources, config)
+    planned, missing = feasible.nearest(problem)
+    if missing.any():
+        raise UserError("\n".join(_refusal(problem, planned, missing, cells, sources, config)))
+    fitted = fit(problem)
+    best, missing = whole(problem, fitted.x)
+    planned = (
+        planned if missing.any() else best
+    )  # rounding fails by a token where caps of unlike stages bind everywhere
 
     stages = []
     before = [Fraction(0)] * len(cells)
     for i, stage in enumerate(config.stages):
-        planned, why = chosen[i]
-        usable = [cell["usable"][i] for cell in cells]
-        after = [b + _copies(t, u) for b, t, u in zip(before, planned, usable, strict=True)]
+        after = [b + _copies(int(t), cell["usable"][i]) for b, t, cell in zip(before, planned[i], cells, strict=True)]
         rows = [
-            _cell_plan(*row)
-            for row in zip(cells, usable, planned, map(float, before), map(float, after), why, strict=True)
+            _cell_plan(cell, cell["usable"][i], int(planned[i, c]), float(before[c]), float(after[c]), why)
+            for c, (cell, why) in enumerate(zip(cells, _whys(problem, fitted, i, planned[i]), strict=True))
         ]
-        stages.append(_stage_plan(i, stage, stage.tokens, rows, config))
+        by_source = np.bincount(problem.source, planned[i], len(sources))
+        stages.append(
+            _stage_plan(i, stage, stage.tokens, rows, config)
+            | {
+                "asked": dict(zip(sources, problem.shares[i].tolist(), strict=True)) if problem.asked[i] else {},
+                "densities": _densities(problem, i, stage, sources, by_source),
+                "class_prices": _class_prices(problem, fitted, i),
+            }
+        )
         before = after
+    stage_plans = [StagePlan(**values) for values in stages]
+    held_out = StagePlan(**_plan_held_out([cell for cell in everything if cell["held_out"]], config))
     return Plan(
         seed=config.seed,
         sources=tuple(sources),
         thresholds=config.thresholds.model_dump(),
-        stages=tuple(stages),
-        held_out=_plan_held_out([cell for cell in inventory["cells"] if cell["held_out"]], config),
+        tiers={name: tier.model_dump() for name, tier in config.tiers.items()},
+        stages=tuple(stage_plans),
+        held_out=held_out,
+        limits=tuple(_limits(problem, fitted, cells)),
         removed=inventory["removed"],
-        places=_places(inventory["cells"]),
+        places=places(everything, stage_plans, held_out, config),
     )
 
 
-def _unknown_sources(config: MixConfig, sources: list[str]) -> list[str]:
-    return [
-        f"mix.stages.{i}.source_weights.{name}: no source of that name has documents left; there are "
-        f"{', '.join(sources) or 'none'}"
-        for i, stage in enumerate(config.stages)
-        for name in sorted(set(stage.source_weights or {}) - set(sources))
+def _source_mistakes(config: MixConfig, sources: list[str]) -> Iterator[str]:
+    for i, stage in enumerate(config.stages):
+        weights, late = stage.source_weights or {}, stage.blend.sources if stage.blend else {}
+        for key, names in (("source_weights", weights), ("blend.sources", late)):
+            for name in sorted(set(names) - set(sources)):
+                yield (
+                    f"mix.stages.{i}.{key}.{name}: no source of that name has documents left; there are "
+                    f"{', '.join(sources) or 'none'}"
+                )
+        total = sum(weights.values())
+        if (weights or late) and total < 1 - 1e-6 and set(sources) == set(weights) | set(late):
+            yield (
+                f"mix.stages.{i}.source_weights sum to {total:g} and no other source is left for the rest: "
+                "they must sum to 1"
+            )
+
+
+def _refusal(
+    p: Problem, planned: np.ndarray, missing: np.ndarray, cells: Cells, sources: list[str], config: MixConfig
+) -> Iterator[str]:
+    """What is missing and where, the nearest plan, and one change of each kind that would do."""
+    yield f"this curriculum cannot be had: {int(missing.sum()):,} tokens are missing"
+    for g, group in enumerate(p.groups):
+        if missing[g]:
+            stage = config.stages[group.stage]
+            which = f"{group.length_class} documents" if group.length_class else "documents of all classes"
+            yield (
+                f"  stage {stage.name} (mix.stages.{group.stage}) needs {group.target:,} tokens of {which}; beside "
+                f"the other stages' {group.target - int(missing[g]):,} can be drawn within the caps, "
+                f"{int(missing[g]):,} are missing"
+            )
+            mine = np.nonzero(p.open[group.stage] & (p.group[group.stage] == g))[0]
+            largest = sorted(mine, key=lambda c: (-int(p.usable[group.stage, c]), c))
+            for c in largest[:SHOWN]:
+                usable, cap = int(p.usable[group.stage, c]), int(p.cap[c])
+                drawn = ", ".join(
+                    f"{s.name} {int(t):,}" for s, t in zip(config.stages, planned[:, c], strict=True) if t
+                )
+                most = f"{usable:,} tokens x cap {cap} = {usable * cap:,}"
+                yield f"    {cell_name(cells[c])}: {most}; drawn: {drawn or 'none'}"
+            if len(mine) > SHOWN:
+                yield f"    and {len(mine) - SHOWN} smaller cells"
+            if not len(mine):
+                yield "    no cell that this stage may draw from"
+    yield "the nearest plan that can be had:"
+    for i, stage in enumerate(config.stages):
+        parts = [
+            f"{g.length_class or 'all'} {g.target - int(m):,}"
+            for g, m in zip(p.groups, missing, strict=True)
+            if g.stage == i
+        ]
+        yield f"  {stage.name}: {int(planned[i].sum()):,} of {stage.tokens:,} tokens ({', '.join(parts)})"
+    found = [str(fix) for fix in feasible.fixes(p, cells, sources, config)]
+    yield "any one of these changes is enough:" if found else "no single change of tokens, cap or shares is enough"
+    yield from (f"  {fix}" for fix in found)
+
+
+def cell_name(cell: dict[str, Any]) -> str:
+    return f"{cell['source']}/{cell['tier']}/{cell['length_class']}"
+
+
+def _whys(p: Problem, fitted: Fit, i: int, planned: np.ndarray) -> Iterator[str]:
+    for c, tokens in enumerate(planned.tolist()):
+        if p.usable[i, c] == 0:
+            yield "all longer than the context"
+        elif p.copies[c] == 0:
+            yield "copies 0"
+        elif not p.open[i, c]:
+            yield "weight 0"
+        elif not p.allowed[i, c]:
+            yield "share 0"
+        else:
+            yield "cap binds" if tokens and fitted.cap_price[c] > 0 else "in proportion"
+
+
+def _limits(p: Problem, fitted: Fit, cells: Cells) -> Iterator[Limit]:
+    for c in np.argsort(-fitted.cap_price * p.room / p.cap, kind="stable").tolist():  # most for a copy more first
+        if fitted.cap_price[c] > 0:
+            cell = cells[c]
+            price = float(fitted.cap_price[c])
+            yield Limit(cell["source"], cell["tier"], cell["length_class"], int(p.room[c]), price)
+
+
+def _class_prices(p: Problem, fitted: Fit, i: int) -> dict[str, float]:
+    mine = [
+        (g.length_class, float(x))
+        for g, x in zip(p.groups, fitted.group_price, strict=True)
+        if g.stage == i and g.target
     ]
+    return {name: price for name, price in mine if name}
 
 
-def _choose(
-    index: int, config: MixConfig, cells: Cells, limits: list[int], problems: list[str]
-) -> tuple[list[int], list[str]]:
-    """Tokens of each cell for one stage, and why; what cannot be had is added to `problems`."""
-    stage = config.stages[index]
-    weights = [
-        cell["usable"][index]
-        * Fraction(config.tiers[cell["tier"]].copies)
-        * Fraction((stage.source_weights or {}).get(cell["source"], 1.0))
-        for cell in cells
-    ]
-    planned, why = [0] * len(cells), [""] * len(cells)
-    for length_class, wanted in _targets(stage).items():
-        members = [c for c, cell in enumerate(cells) if length_class in (None, cell["length_class"])]
-        parts = water_fill(wanted, [weights[c] for c in members], [limits[c] for c in members])
-        if sum(parts) < wanted:
-            problems.append(_problem(index, stage, length_class, wanted, sum(parts)))
-        for c, part in zip(members, parts, strict=True):
-            planned[c] = part
-            why[c] = _why(cells[c]["usable"][index], weights[c], wanted, part, limits[c])
-    return planned, why
-
-
-def _targets(stage: Stage) -> dict[str | None, int]:
-    """Tokens by length class; under None where the classes come as they come."""
-    if stage.shares is None:
-        return {None: stage.tokens}
-    shares = [Fraction(getattr(stage.shares, name)) for name in CLASSES]
-    return dict(zip(CLASSES, largest_remainder(stage.tokens, shares), strict=True))
-
-
-def _why(usable: int, weight: Fraction, wanted: int, part: int, limit: int) -> str:
-    if usable == 0:
-        return "all longer than the context"
-    if weight == 0:
-        return "weight 0"
-    if wanted == 0:
-        return "share 0"
-    return "cap binds" if part == limit else "in proportion"
-
-
-def _problem(index: int, stage: Stage, length_class: str | None, wanted: int, there: int) -> str:
-    """What is missing, and what would do: for the caps, fewer tokens or another share."""
-    which = f"of {length_class} documents" if length_class else "in all"
-    fixes = [f"lower mix.stages.{index}.tokens to {there * stage.tokens // wanted}"] if there else []
-    if length_class:
-        fixes.append(f"lower mix.stages.{index}.shares.{length_class} to {floor(1e4 * there / stage.tokens) / 1e4:g}")
-    fixes += ["raise mix.tiers.*.cap", "add documents"]
-    return (
-        f"stage {stage.name} needs {wanted} tokens {which}; {there} can be drawn within the tiers' caps and what later "
-        f"stages take, {wanted - there} are missing: {', '.join(fixes[:-1])} or {fixes[-1]}"
-    )
+def _densities(
+    p: Problem, i: int, stage: Stage, sources: list[str], planned: np.ndarray
+) -> dict[str, list[tuple[float, float]]]:
+    if not (stage.transition or stage.blend):
+        return {}
+    course = p.courses[i]
+    values = densities(course, planned)
+    return {
+        name: list(zip(course.x.tolist(), values[:, j].tolist(), strict=True))
+        for j, name in enumerate(sources)
+        if planned[j] > 0
+    }
 
 
 def _copies(planned: int, usable: int) -> Fraction:
@@ -132,21 +195,21 @@ def _cell_plan(cell: dict[str, Any], usable: int, planned: int, before: float, a
     )
 
 
-def _stage_plan(index: int, stage: Stage, tokens: int, rows: list[CellPlan], config: MixConfig) -> StagePlan:
-    return StagePlan(
-        name=stage.name,
-        index=index,
-        context=stage.context,
-        rope_base=stage.rope_base,
-        tokens=tokens,
-        long_documents=stage.long_documents,
-        shards=ceil(tokens / config.shard_tokens),
-        classes={name: sum(row.planned for row in rows if row.length_class == name) for name in CLASSES},
-        cells=tuple(rows),
-    )
+def _stage_plan(index: int, stage: Stage, tokens: int, rows: list[CellPlan], config: MixConfig) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "index": index,
+        "context": stage.context,
+        "rope_base": stage.rope_base,
+        "tokens": tokens,
+        "long_documents": stage.long_documents,
+        "shards": ceil(tokens / config.shard_tokens),
+        "classes": {name: sum(row.planned for row in rows if row.length_class == name) for name in CLASSES},
+        "cells": tuple(rows),
+    }
 
 
-def _plan_held_out(cells: Cells, config: MixConfig) -> StagePlan:
+def _plan_held_out(cells: Cells, config: MixConfig) -> dict[str, Any]:
     """The held-out documents as they come, each at most once, up to the limit."""
     there = [cell["tokens"] for cell in cells]
     tokens = min(config.held_out.tokens, sum(there))
@@ -156,15 +219,3 @@ def _plan_held_out(cells: Cells, config: MixConfig) -> StagePlan:
     context = config.held_out.context or first.context
     stage = first.model_copy(update={"name": HELD_OUT, "context": context, "long_documents": "split"})
     return _stage_plan(len(config.stages), stage, tokens, rows, config)
-
-
-def _places(cells: Cells) -> pa.Table:
-    """Where each bucket of the draw hash begins in its cell, as a part of the cell's tokens."""
-    tokens = np.array([cell["buckets"] for cell in cells], np.float64).reshape(len(cells), BUCKETS)
-    cumulative = np.concatenate([np.zeros((len(cells), 1)), np.cumsum(tokens, axis=1)], axis=1)
-    cumulative /= np.maximum(cumulative[:, -1:], 1)
-    names = ("source", "tier", "length_class")
-    columns: dict[str, Any] = {name: pa.array([cell[name] for cell in cells], pa.string()) for name in names}
-    columns["held_out"] = pa.array([cell["held_out"] for cell in cells], pa.bool_())
-    columns["cumulative"] = pa.FixedSizeListArray.from_arrays(pa.array(cumulative.ravel()), BUCKETS + 1)
-    return pa.table(columns)

@@ -13,6 +13,7 @@ from dataprep.storage import Attempt, UserError, ensure_json, join, read_json, w
 
 BATCH_TOKENS = 1 << 17
 SHARD = "shard"  # the logical name of a shard's one file in its commit
+QUARANTINE = "quarantine.json"  # beside the shards: batches found damaged
 
 # One document, or a piece of one, in a packed sequence. `sequence` and `start` say where it lies; they are not
 # stored, because the order and the lengths of a row's segments give them.
@@ -47,7 +48,7 @@ class StageInfo:
 
     tokens: planned. source, tier and length_class of a segment are indices into sources, tiers and classes.
     tokenizer, plan: fingerprints. shards: how many there will be. heartbeat: path of the packer's heartbeat, relative
-    to the stage's directory unless it is absolute or a URL.
+    to the stage's directory unless it is absolute or a URL. compression: of the shards, "zstd" or "none".
     """
 
     stage: str
@@ -65,6 +66,7 @@ class StageInfo:
     plan: str
     shards: int
     heartbeat: str = "heartbeat.json"
+    compression: str = "zstd"
 
     def save(self, directory: str) -> None:
         ensure_json(join(directory, "stage.json"), asdict(self))
@@ -113,7 +115,7 @@ def write_shard(out: Attempt, tokens: np.ndarray, segments: np.ndarray, info: St
     if tokens.ndim != 2 or tokens.shape[1] != info.context or tokens.dtype != info.dtype:
         raise ValueError(f"need ({info.context},) rows of {info.dtype}, not {tokens.shape} of {tokens.dtype}")
     schema = info.schema()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    options = pa.ipc.IpcWriteOptions(compression=None if info.compression == "none" else info.compression)
     row_starts = np.searchsorted(segments["sequence"], np.arange(len(tokens) + 1))
     with out.file(SHARD, ".arrow") as path, pa.ipc.new_file(path, schema, options=options) as writer:
         for first in range(0, len(tokens), info.batch_rows):
@@ -131,7 +133,7 @@ def checksums(tokens: np.ndarray, segments: np.ndarray) -> dict[str, str]:
     """A batch's custom metadata: xxh3-64 over the token bytes, and over the stored segment columns one by one."""
     digest = xxhash.xxh3_64()
     for name, stored in STORED.items():
-        digest.update(segments[name].astype(stored.to_pandas_dtype()).tobytes())
+        digest.update(segments[name].astype(str(stored)).tobytes())
     digest.update(segments["start"].tobytes())  # says which segment begins a row
     return {"xxh3": xxhash.xxh3_64_hexdigest(np.ascontiguousarray(tokens).data), "xxh3_segments": digest.hexdigest()}
 
@@ -159,6 +161,6 @@ def _token_column(rows: np.ndarray) -> pa.Array:
 
 
 def _segment_column(segments: np.ndarray, offsets: np.ndarray) -> pa.Array:
-    columns = [pa.array(segments[name].astype(stored.to_pandas_dtype())) for name, stored in STORED.items()]
+    columns = [pa.array(segments[name].astype(str(stored))) for name, stored in STORED.items()]
     structs = pa.StructArray.from_arrays(columns, fields=[pa.field(n, t) for n, t in STORED.items()])
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), structs)

@@ -97,6 +97,9 @@ class TrainConfig(Section):
     model: ModelConfig = Field(default_factory=ModelConfig, description="the decoder")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW")
     batch_tokens: int = Field(default=4096, gt=0, description="tokens of one optimiser step over all workers")
+    batch_marks: dict[int, int] = Field(
+        default={}, description="tokens seen over all stages -> batch_tokens from there on (batch-size warm-up)"
+    )
     micro_tokens: int = Field(default=32768, gt=0, description="most tokens of one forward pass on one worker")
     schedule: Schedule = Field(
         default=(Phase(share=0.1, lr=7e-3), Phase(share=0.9, lr=7e-4, shape="cosine")),
@@ -106,6 +109,9 @@ class TrainConfig(Section):
     seed: int = Field(default=0, description="decides the initial weights")
     evaluate_tokens: int = Field(
         default=65536, ge=0, description="held-out tokens to evaluate on after each stage; 0: none"
+    )
+    quarantined: Literal["stop", "mask"] = Field(
+        default="stop", description="at sequences in quarantine (jobs/shards.py): stop, or go on, with them masked"
     )
     export: bool = Field(default=True, description="write the last stage's model for transformers")
     workers: int = Field(default=1, gt=0, description="training processes")
@@ -133,5 +139,8 @@ class TrainConfig(Section):
 
     def identity(self, plan: str) -> str:
         """12 digits that name a training run; the same however often it is saved and on whatever workers it runs."""
-        how = {"workers", "cpus_per_worker", "threads", "device", "micro_tokens", "checkpoint_steps", "keep", "export"}
+        how = {
+            "workers", "cpus_per_worker", "threads", "device", "micro_tokens", "checkpoint_steps", "keep", "export",
+            "quarantined",
+        }  # fmt: skip
         return fingerprint([self.model_dump(mode="json", exclude=how), plan])[:12]

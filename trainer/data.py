@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixer.batches import slices
 from mixer.reader import Batch, ShardLog
 from trainer.attention import Layout
 from trainer.config import TrainConfig
@@ -67,8 +68,10 @@ def micro_batches(log: ShardLog, start: int, stop: int, config: TrainConfig, wor
     Every rank gets the same number of parts. One left without a sequence of its own computes on a masked one, so that
     all take part in every collective.
     """
-    together = max(1, config.micro_tokens // log.stage.context) * world.size
-    for first in range(start, stop, together):
-        a, b = world.share(first, min(first + together, stop))
-        batch = log.read(a, b) if a < b else log.read(first, first + 1)
+    rows = max(1, config.micro_tokens // log.stage.context)
+    mine = list(slices(start, stop, world.rank, world.size, rows))
+    # The next step is most likely as large as this one; if not, its parts are read when it comes.
+    log.read_ahead([*mine, *slices(stop, 2 * stop - start, world.rank, world.size, rows)])
+    for a, b in mine:
+        batch = log.read(a, b) if a < b else Batch.masked(log.stage, 1)
         yield pack(batch, config.model.block, world.device, masked=a == b)

@@ -3,7 +3,7 @@
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,12 +26,12 @@ HELD_OUT = "held-out"
 DONE = "done.json"
 
 
-def open_log(root: str, stage: str) -> ShardLog:
+def open_log(root: str, stage: str, quarantined: Literal["stop", "mask"] = "stop") -> ShardLog:
     """The shards of a stage, by the name they were published under in `latest/`."""
     entry = read_json(join(root, "latest", f"pack-{stage}.json"))
     if entry is None:
         raise UserError(f"{root} holds no shards of stage {stage}; plan and pack it first (jobs/mix.py)")
-    return ShardLog(join(root, entry["directory"]))
+    return ShardLog(join(root, entry["directory"]), quarantined)
 
 
 def local_root(root: str) -> str:
@@ -87,7 +87,7 @@ def train_stage(
     config: TrainConfig, root: str, stage: str, directory: Path, previous: Path | None, ranks: World
 ) -> dict[str, Any]:
     """Train one stage to the end of its shards, which may still be growing; returns what done.json says."""
-    log = open_log(root, stage)
+    log = open_log(root, stage, config.quarantined)
     model = build_model(config, log.stage.vocab_size, log.stage.rope_base, ranks)
     optimizer = build_optimizer(config, model)
     progress = start(stage, directory, previous, log, model, optimizer, ranks)

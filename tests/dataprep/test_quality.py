@@ -1,5 +1,7 @@
-"""Quality: rules per source, scores, tiers and aggregates, against plain Python over the same signals."""
+"""Quality: rules per source and language, scores, tiers and aggregates, against plain Python over the same signals."""
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,19 +9,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from dataprep.quality import (
-    BINS,
-    EXAMPLES,
-    RULE_SETS,
-    RULES,
-    SCORE,
-    TIERS,
-    QualityConfig,
-    aggregates,
-    score,
-)
-from dataprep.storage import Attempt, read_table
-from kernels.gopher import SIGNALS
+from dataprep.quality import SCORE, add_histograms, cuts, histograms, judge, measure
+from dataprep.quality_report import BINS, EXAMPLES, aggregates, sheet
+from dataprep.rules import RULE_SETS, RULES, TIERS, QualityConfig
+from dataprep.signals import SIGNALS
+from dataprep.storage import Attempt, UserError, read_table
 
 SENTENCE = "the river ran past old mills and with it came that quiet talk of rain to be had in a long green valley"
 WORDS = SENTENCE.split()
@@ -39,45 +33,81 @@ def both() -> pa.Table:
     return documents(TEXTS * 2, ["web"] * len(TEXTS) + ["code"] * len(TEXTS))
 
 
+def both_tables(documents: pa.Table, config: QualityConfig) -> tuple[pa.Table, pa.Table]:
+    """(signals, quality) of documents that are the whole corpus."""
+    measured = measure(documents, config)
+    return measured, judge(documents, measured, config, cuts(histograms(measured, documents), config))
+
+
+def score(documents: pa.Table, config: QualityConfig) -> pa.Table:
+    return both_tables(documents, config)[1]
+
+
 def row(text: str, config: QualityConfig, source: str = "web") -> dict[str, Any]:
-    return score(documents([text], [source]), config).to_pylist()[0]
+    measured, table = both_tables(documents([text], [source]), config)
+    return measured.to_pylist()[0] | table.to_pylist()[0]
 
 
 def test_columns_are_the_contract() -> None:
-    table = score(both(), QualityConfig())
+    measured, table = both_tables(both(), QualityConfig())
     strings = pa.dictionary(pa.int32(), pa.string())
     expected = [("doc", pa.uint64()), *((name, pa.float32()) for name in SIGNALS)]
-    expected += [("failed", pa.list_(strings)), ("score", pa.float32()), ("tier", strings)]
-    assert table.schema == pa.schema(expected)
-    assert table["doc"].to_pylist() == both()["doc"].to_pylist()
+    expected += [("language", strings), ("language_score", pa.float32()), ("evaluation", strings)]
+    expected += [("overlap", pa.float32()), ("overlap_ngrams", pa.uint32()), ("score", pa.float32())]
+    assert measured.schema == pa.schema(expected)
+    expected = [("doc", pa.uint64()), ("language", strings), ("score", pa.float32()), ("failed", pa.list_(strings))]
+    assert table.schema == pa.schema([*expected, ("tier", strings), ("contaminated", pa.bool_())])
+    assert table["doc"].to_pylist() == measured["doc"].to_pylist() == both()["doc"].to_pylist()
 
 
 def test_failed_score_and_tier_follow_from_the_signals() -> None:
-    config = QualityConfig(
-        by_source={"code": ["gopher_repetition"]}, thresholds={"words": (5, None), "top_2gram": (None, 0.05)}
-    )
-    for found, source in zip(score(both(), config).to_pylist(), both()["source"].to_pylist(), strict=True):
-        limits = RULES | {"words": (5, None), "top_2gram": (None, 0.05)}
+    changed = {"gopher-quality.words": (5, None), "gopher-repetition.top_2gram": (None, 0.05)}
+    config = QualityConfig(rules=tuple(RULE_SETS), by_source={"code": ["gopher-repetition"]}, thresholds=changed)
+    measured, table = both_tables(both(), config)
+    for signals, found, source in zip(
+        measured.to_pylist(), table.to_pylist(), both()["source"].to_pylist(), strict=True
+    ):
+        assert signals["language"] in ("en", "und")
         failed = []
-        for rule in RULE_SETS["gopher" if source == "web" else "gopher_repetition"]:
-            low, high = limits[rule]
-            value = np.float32(found[rule])
-            if (low is not None and value < np.float32(low)) or (high is not None and value > np.float32(high)):
+        for rule, (low, high) in (RULES | changed).items():
+            name, signal = rule.split(".")
+            value = np.float32(signals[signal])
+            outside = (low is not None and value < np.float32(low)) or (high is not None and value > np.float32(high))
+            if outside and (source == "web" or name == "gopher-repetition"):
                 failed.append(rule)
         assert found["failed"] == failed
-        parts = [min(1.0, max(0.0, (found[name] - worst) / (best - worst))) for name, (worst, best) in SCORE.items()]
+        parts = [min(1.0, max(0.0, (signals[name] - worst) / (best - worst))) for name, (worst, best) in SCORE.items()]
         assert found["score"] == pytest.approx(sum(parts) / len(parts), rel=1e-5)
-        low_tier = failed or found["score"] < config.low
-        assert found["tier"] == ("low" if low_tier else "high" if found["score"] >= config.high else "medium")
+        low_tier = failed or found["score"] < 0.7
+        assert found["tier"] == ("low" if low_tier else "high" if found["score"] >= 0.9 else "medium")
 
 
 def test_verdicts_a_person_would_give() -> None:
-    assert row(PROSE, QualityConfig())["tier"] == "high"
-    assert row(PROSE, QualityConfig())["failed"] == []
-    assert {"stop_words", "duplicate_5gram", "top_4gram"} <= set(row(SPAM, QualityConfig())["failed"])
-    assert "words" in row("short.", QualityConfig())["failed"]
-    assert row("", QualityConfig())["tier"] == "low"
-    assert "stop_words" in row(CODE, QualityConfig())["failed"]
+    config = QualityConfig()
+    assert row(PROSE, config)["tier"] == "high" and row(PROSE, config)["failed"] == []
+    spam = {"gopher-quality.stop_words", "gopher-repetition.duplicate_5gram", "gopher-repetition.top_4gram"}
+    assert spam <= set(row(SPAM, config)["failed"])
+    assert "gopher-quality.words" in row("short.", config)["failed"]
+    assert row("", config)["tier"] == "low"
+    assert "gopher-quality.stop_words" in row(CODE, config)["failed"]
+
+
+GERMAN = "Das ist ein kurzer deutscher Text über das Wetter und den Regen, der gestern auf die Felder fiel."
+CHINESE = "我们在学习如何清洗数据，这是一个很长的句子。" * 12
+
+
+def test_rule_sets_judge_the_languages_they_are_for() -> None:
+    every = QualityConfig(rules=tuple(RULE_SETS))
+    assert row(GERMAN, every)["language"] == "de" and row(GERMAN, every)["failed"] == []
+    assert row(CHINESE, every)["language"] == "zh" and row(CHINESE, every)["failed"] == []
+    unknown = row("12 34 12 34 12 34 12 34", every)
+    assert unknown["language"] == "und" and "gopher-quality.letter_words" in unknown["failed"]
+    wider = QualityConfig(languages={"gopher-quality": ["en", "de"], "gopher-repetition": ["zh"]})
+    assert row(GERMAN, wider)["failed"] == ["gopher-quality.words", "gopher-quality.stop_words"]
+    assert "gopher-repetition.duplicate_10gram" in row(CHINESE, wider)["failed"]
+    twice = f"{PROSE}\n{PROSE}"
+    assert row(twice, every)["language"] == "en" and "gopher-repetition.duplicate_lines" in row(twice, every)["failed"]
+    assert row(twice, wider)["failed"] == []
 
 
 def test_a_source_without_rules_fails_none_and_has_all_tiers() -> None:
@@ -90,34 +120,87 @@ def test_a_source_without_rules_fails_none_and_has_all_tiers() -> None:
 def test_a_value_on_the_limit_passes() -> None:
     words = [f"w{k}" for k in range(100)]
     text = " ".join(words[:90]) + " " + " ".join("#" for _ in range(10))
-    assert row(text, QualityConfig())["hash_ratio"] == np.float32(0.1)
-    assert "hash_ratio" not in row(text, QualityConfig())["failed"]
-    assert "hash_ratio" in row(text + " #", QualityConfig())["failed"]
+    config = QualityConfig(languages={"gopher-quality": [row(text, QualityConfig())["language"]]})
+    assert row(text, config)["hash_ratio"] == np.float32(0.1)
+    assert "gopher-quality.hash_ratio" not in row(text, config)["failed"]
+    assert "gopher-quality.hash_ratio" in row(text + " #", config)["failed"]
+
+
+def test_bad_words_are_counted_from_a_list(tmp_path) -> None:
+    (tmp_path / "bad.txt").write_text("Watches\nbuy NOW\n\n")
+    config = QualityConfig(bad_words=str(tmp_path / "bad.txt"), rules=("c4",))
+    assert row(SPAM, config)["bad_words"] == 200 and "c4.bad_words" in row(SPAM, config)["failed"]
+    assert row(PROSE, config)["bad_words"] == 0
+    unlisted = row(SPAM, QualityConfig(rules=("c4",)))
+    assert np.isnan(unlisted["bad_words"]) and "c4.bad_words" not in unlisted["failed"]
+    (tmp_path / "empty.txt").write_text("...\n")
+    for name, message in (("none.txt", "cannot be read"), ("empty.txt", "holds no word")):
+        with pytest.raises(UserError, match=message):
+            row(SPAM, QualityConfig(bad_words=str(tmp_path / name)))
+
+
+def test_tiers_by_quantile_of_source_and_language() -> None:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, n)) for n in rng.integers(5, 190, 400)]
+    source = documents(texts + texts, ["web"] * 400 + ["books"] * 400)
+    tiers = [{"source": "web", "by": "quantile", "low": 0.25, "high": 0.8}, {"low": 0, "high": 0}]
+    config = QualityConfig(rules=(), tiers=tiers)
+    table = score(source, config)
+    tier, points = table["tier"].to_pylist(), table["score"].to_numpy()
+    assert set(tier[400:]) == {"high"}
+    measured = measure(source, config)
+    for language in set(measured["language"].to_pylist()):
+        here = [k for k, l in enumerate(measured["language"].to_pylist()[:400]) if l == language]
+        shares = [sum(tier[k] == name for k in here) / len(here) for name in ("low", "high")]
+        assert len(here) < 50 or shares == pytest.approx([0.25, 0.2], abs=0.04)
+        ranked = sorted(here, key=lambda k: points[k])
+        assert [TIERS.index(tier[k]) for k in ranked] == sorted(TIERS.index(tier[k]) for k in ranked)
+
+
+def test_quantiles_at_the_ends_and_of_equal_scores() -> None:
+    same = documents([PROSE] * 7, ["web"] * 7)
+    for low, high, expected in ((0, 0, "high"), (0, 1, "medium"), (1, 1, "low"), (0.1, 0.6, "medium")):
+        config = QualityConfig(tiers=[{"by": "quantile", "low": low, "high": high}])
+        assert set(score(same, config)["tier"].to_pylist()) == {expected}
+
+
+def test_cuts_do_not_depend_on_the_partitions() -> None:
+    config = QualityConfig(tiers=[{"by": "quantile", "low": 0.4, "high": 0.6}])
+    measured = measure(both(), config)
+    parts = [histograms(measured.slice(k, 3), both().slice(k, 3)) for k in range(0, len(measured), 3)]
+    whole = cuts(histograms(measured, both()), config)
+    assert cuts(add_histograms(parts), config) == cuts(add_histograms(parts[::-1]), config) == whole
 
 
 def test_rows_do_not_depend_on_the_batch_and_survive_storage(tmp_path) -> None:
     config = QualityConfig(by_source={"code": []})
-    whole = score(both(), config)
+    measured, whole = both_tables(both(), config)
     parts = [score(both().slice(k, 3), config) for k in range(0, len(whole), 3)]
     assert pa.concat_tables(parts, promote_options="permissive").to_pylist() == whole.to_pylist()
     out = Attempt(str(tmp_path), "p", {})
+    out.table("signals", measured)
     out.table("quality", whole)
-    back = read_table(out.commit({}).path("quality"))
-    assert back.schema == whole.schema
-    assert back.equals(whole)
-    assert aggregates(back, both()) == aggregates(whole, both())
+    commit = out.commit({})
+    back, measured_back = read_table(commit.path("quality")), read_table(commit.path("signals"))
+    assert back.schema == whole.schema and back.equals(whole)
+    assert aggregates(back, both(), measured_back) == aggregates(whole, both(), measured)
 
 
 def test_aggregates_count_every_document() -> None:
     source = both()
-    table = score(source, QualityConfig(by_source={"code": []}))
-    found = aggregates(table, source)
-    rows, sources = table.to_pylist(), source["source"].to_pylist()
-    assert found["documents"] == {"web": len(TEXTS), "code": len(TEXTS)}
+    measured, table = both_tables(source, QualityConfig(by_source={"code": []}))
+    found = aggregates(table, source, measured)
+    rows = [m | r for m, r in zip(measured.to_pylist(), table.to_pylist(), strict=True)]
+    sources, texts = source["source"].to_pylist(), source["text"].to_pylist()
+    cells: dict[tuple, list[int]] = {}
+    for r, name, text in zip(rows, sources, texts, strict=True):
+        cell = cells.setdefault((name, r["language"], r["tier"]), [0, 0])
+        cell[0] += 1
+        cell[1] += len(text.encode())
+    assert {(c["source"], c["language"], c["tier"]): [c["documents"], c["bytes"]] for c in found["cells"]} == cells
     for name in ("web", "code"):
         mine = [r for r, s in zip(rows, sources, strict=True) if s == name]
         for tier in TIERS:
-            assert found["tiers"][name].get(tier, 0) == sum(r["tier"] == tier for r in mine)
             docs = [e["doc"] for e in found["examples"][name].get(tier, [])]
             assert len(docs) == min(EXAMPLES, sum(r["tier"] == tier for r in mine))
             assert set(docs) <= {r["doc"] for r in mine if r["tier"] == tier}
@@ -129,32 +212,68 @@ def test_aggregates_count_every_document() -> None:
 
 def test_examples_are_those_of_smallest_rank_in_any_order() -> None:
     source = documents([f"{PROSE} {k}" for k in range(40)], ["web"] * 40)
-    config = QualityConfig()
-    forward = aggregates(score(source, config), source)["examples"]["web"]["high"]
-    backward_source = source.take(list(range(39, -1, -1)))
-    assert aggregates(score(backward_source, config), backward_source)["examples"]["web"]["high"] == forward
+
+    def examples(documents: pa.Table) -> list[dict[str, Any]]:
+        measured, table = both_tables(documents, QualityConfig())
+        return aggregates(table, documents, measured)["examples"]["web"]["high"]
+
+    forward = examples(source)
+    assert examples(source.take(list(range(39, -1, -1)))) == forward
     assert [e["rank"] for e in forward] == sorted(e["rank"] for e in forward)
-    every = [aggregates(score(source.slice(k, 1), config), source.slice(k, 1)) for k in range(40)]
-    ranks = sorted(e["examples"]["web"]["high"][0]["rank"] for e in every)
+    ranks = sorted(examples(source.slice(k, 1))[0]["rank"] for k in range(40))
     assert [e["rank"] for e in forward] == ranks[:EXAMPLES]
     assert forward[0]["excerpt"] == PROSE[:200]
 
 
+def test_the_sheet_escapes_what_documents_say() -> None:
+    hostile = "<script>alert(1)</script> & </pre>"
+    measured, table = both_tables(documents([hostile], ["web"]), QualityConfig())
+    page = sheet([{"source": "web", "id": hostile, "text": hostile} | measured.to_pylist()[0] | table.to_pylist()[0]])
+    assert "<script" not in page and page.count("</pre>") == 1 and page.count("&lt;script&gt;") == 2
+    assert "gopher-quality.words" in page and "compression" in page
+
+
+class Lengths:
+    """Stands for a trained classifier."""
+
+    @classmethod
+    def load(cls, path: str) -> "Lengths":
+        return cls()
+
+    def score(self, text: pa.ChunkedArray) -> pa.Table:
+        values = [min(1.0, len(t) / 5000) for t in text.to_pylist()]
+        return pa.table({"depth": pa.array(values, pa.float32()), "domain": pa.array(["x"] * len(text))})
+
+
+def test_a_classifiers_heads_are_recorded_and_may_be_the_score(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "dataprep.classifier", SimpleNamespace(Classifier=Lengths))
+    measured = measure(both(), QualityConfig(classifier="model", score="depth"))
+    assert measured["score"].to_pylist() == measured["depth"].to_pylist()
+    assert measured["depth"][0].as_py() == np.float32(len(TEXTS[0]) / 5000)
+    beside = measure(both(), QualityConfig(classifier="model"))
+    assert beside["depth"] == measured["depth"] and beside["score"] == measure(both(), QualityConfig())["score"]
+    with pytest.raises(UserError, match="'width': model has no such head; there are signals, depth"):
+        measure(both(), QualityConfig(classifier="model", score="width"))
+
+
 def test_no_documents() -> None:
     empty = both().slice(0, 0)
-    table = score(empty, QualityConfig())
+    measured, table = both_tables(empty, QualityConfig())
     assert len(table) == 0
-    assert aggregates(table, empty)["documents"] == {}
+    assert aggregates(table, empty, measured)["cells"] == []
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rules": ["c5"]}, "rules names the rule set 'c5'; there are gopher"),
+        ({"rules": ["c5"]}, "rules names the rule set 'c5'; there are gopher-quality"),
         ({"by_source": {"web": ["gofer"]}}, "by_source.web names the rule set 'gofer'"),
-        ({"thresholds": {"wrds": [1, 2]}}, "thresholds names the rule 'wrds'; there are words"),
-        ({"thresholds": {"words": [3, 2]}}, "put the smaller first"),
-        ({"low": 0.9, "high": 0.5}, "low must not be above high"),
+        ({"languages": {"gofer": ["en"]}}, "languages names the rule set 'gofer'"),
+        ({"thresholds": {"words": [1, 2]}}, "thresholds names the rule 'words'; there are gopher-quality.words"),
+        ({"thresholds": {"c4.lorem_ipsum": [3, 2]}}, "put the smaller first"),
+        ({"tiers": [{"low": 0.9, "high": 0.5}]}, "low must not be above high"),
+        ({"score": "depth"}, "name the model in `classifier`"),
+        ({"decontaminate": {"sets": {"x": {"path": "p", "feilds": ["a"]}}}}, "feilds"),
     ],
 )
 def test_configuration_mistakes_are_named(values: dict, message: str) -> None:

@@ -35,6 +35,7 @@ def run(capfd, job, *argv: str) -> tuple[int, str]:
         ({"train": {"model": {"heads": 3, "kv_heads": 2}}}, ["train.model", "heads (3)", "kv_heads (2)"]),
         ({"export": {"formats": ["csv"]}}, ["export.formats.0", "csv", "megatron"]),
         ({"quality": {"by_source": {"tail": []}}}, ["quality.by_source", "tail", "tales"]),
+        ({"quality": {"tiers": [{"source": "tail"}]}}, ["quality.tiers", "tail", "tales"]),
         ({"train": {"stages": {"bse": [{"share": 1, "lr": 0.1}]}}}, ["train.stages", "bse", "base"]),
         ({"root": ""}, ["root"]),
     ],

@@ -19,6 +19,7 @@ from dataprep.storage import Commit, UserError, read_table
 from jobs import corpus, dedup, export, mix, quality, tokens
 from jobs.config import load
 from jobs.engine import Engine
+from mixer import pack
 from mixer.reader import ShardLog
 from tests.jobs import small
 from tests.tree import commits, tree
@@ -30,7 +31,8 @@ def run(folder: Path, job=mix, **sections) -> None:
     """Run a job in this process on the small corpus in `folder/in`."""
     config = load(small.write_config(folder, **sections))
     with Engine(config.root, config.workers) as engine:
-        job.main(engine, config, argparse.Namespace(plan_only=False))
+        flags = argparse.Namespace(plan_only=False, explain=None, diff=None, examples=False)
+        job.main(engine, config, flags)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_shards_hold_the_documents_tokens_in_planned_shares(done):
             for cell in end["totals"]["cells"]:
                 packed[cell["length_class"]] += cell["tokens"]
             for name, share in {"short": 0.3, "medium": 0.4, "long": 0.3}.items():
-                assert packed[name] / end["totals"]["packed"] == pytest.approx(share, abs=0.1)
+                assert packed[name] / end["totals"]["packed"] == pytest.approx(share, abs=0.01)
     assert held_out and not held_out & trained
 
 
@@ -129,17 +131,18 @@ def test_an_added_file_is_the_only_one_read(tmp_path, monkeypatch):
     content = small.file_content(random.Random("new"), 20, 7)
     (tmp_path / "in" / "07.jsonl").write_text(content)
     ran: dict[str, list[str]] = {}
-    steps = {corpus: "make_group", dedup: "sign_partition", quality: "score_partition", tokens: "encode_partition"}
+    steps = [(corpus, "make_group"), (dedup, "sign_partition"), (tokens, "encode_partition")]
+    steps += [(quality, "measure_partition"), (quality, "score_partition")]
 
     def watched(name, function):
         return lambda out, *args: (ran.setdefault(name, []).append(out.key), function(out, *args))[1]
 
-    for module, name in steps.items():
+    for module, name in steps:
         monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
     run(tmp_path)
     manifest = [json.loads(line) for line in (tmp_path / "root" / "manifest.jsonl").read_text().splitlines()]
     groups = {entry["group"] for entry in manifest if entry["path"].endswith("07.jsonl")}
-    assert set(ran) == set(steps.values())
+    assert set(ran) == {name for _, name in steps}
     assert {int(key.split("-")[0]) for keys in ran.values() for key in keys} == groups
 
 
@@ -169,6 +172,64 @@ def test_takedowns_reach_every_stage_without_new_tokens(done, copy):
         log = ShardLog(str(copy / "root" / json.loads(pointer.read_text())["directory"]))
         docs = set(log.read(0, log.wait(1 << 60)).segments["doc"].tolist())
         assert docs and not docs & {v["doc"] for v in victims}
+
+
+def test_contaminated_documents_are_dropped_or_kept(done, copy):
+    config = load(small.write_config(copy, **settings(done)))
+    with Engine(config.root, 0) as engine:
+        rows = [r for p in corpus.partitions(engine, config) for r in read_table(p.documents).to_pylist()]
+    victim = next(r for r in rows if r["id"] == "1-30")
+    lines = victim["text"].upper().split("\n")
+    (copy / "quiz.jsonl").write_text(json.dumps({"question": lines[0], "answer": lines[1]}) + "\n")
+    section = {"sets": {"quiz": {"path": str(copy / "quiz.jsonl"), "fields": ["question", "answer"]}}}
+    docs = {}
+    for action in ("drop", "keep"):
+        sections = {**settings(done), "quality": {"decontaminate": {**section, "action": action}}}
+        run(copy, **sections)
+        log = ShardLog(str(copy / "root" / storage.read_json(str(copy / "root/latest/pack-base.json"))["directory"]))
+        docs[action] = set(log.read(0, log.wait(1 << 60)).segments["doc"].tolist())
+        plan = storage.read_json(str(next((copy / "root").glob(f"{latest(copy, 'plan')}/*.plan.*.json"))))
+        assert plan["removed"]["contaminated"]["documents"] == (action == "drop")
+        run(copy, export, **sections)
+        files = (copy / "root" / latest(copy, "export")).glob("*.parquet")
+        exported = {row["id"] for f in files for row in read_table(str(f)).to_pylist()}
+        assert ("1-30" in exported) == (action == "keep") and len(exported) == 3 * 60 - (action == "drop")
+        found = [storage.read_json(str(f)) for f in (copy / "root" / latest(copy, "quality")).glob("*.commit.json")]
+        assert sum(c["aggregates"]["evaluation"]["tales"].get("quiz", 0) for c in found) == 1
+    assert victim["doc"] not in docs["drop"]
+
+
+def latest(folder: Path, step: str) -> str:
+    return storage.read_json(str(folder / f"root/latest/{step}.json"))["directory"]
+
+
+def test_rules_and_tiers_are_tried_out_without_measuring_again(done, copy, monkeypatch):
+    monkeypatch.setattr(quality, "measure_partition", None)
+    tiers = [{"by": "quantile", "low": 0.3, "high": 0.7}]
+    config = load(small.write_config(copy, **settings(done), quality={"rules": ["fineweb"], "tiers": tiers}))
+    with Engine(config.root, 0) as engine:
+        quality.main(engine, config, argparse.Namespace(examples=True))
+        counts = quality.tiers(quality.build(engine, config))["tales"]
+        rows = quality.examples(engine, config)
+    assert sum(counts.values()) == 3 * 62 and min(counts.values()) > 30
+    page = (copy / "root/quality-examples.html").read_text()
+    assert [row["tier"] for row in rows] == ["high"] * 3 + ["medium"] * 3 + ["low"] * 3
+    assert all(str(row["doc"]) in page for row in rows) and "tales: high" in page
+
+
+def test_a_broken_promise_stops_the_job_before_the_stage_ends(done, copy, monkeypatch):
+    for directory in (copy / "root").glob("pack-*"):
+        shutil.rmtree(directory)
+
+    def lossy(*args):
+        packed = pack.pack_window(*args)
+        packed.counts["sources"]["tales"]["packed"] -= 1
+        return packed
+
+    monkeypatch.setattr(mix, "pack_window", lossy)
+    with pytest.raises(UserError, match=r"stage held-out is not packed as promised: source tales: \d+ tokens in, but"):
+        run(copy, **settings(done))
+    assert not list((copy / "root").rglob("end.json"))
 
 
 def test_export_writes_what_is_kept(done, copy):

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from dataprep import storage
 from dataprep.storage import Attempt, Commit, UserError
@@ -144,22 +146,24 @@ def test_commit_is_canonical_and_checks_size(tmp_path):
 # -- the exchange ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("partitions,ranges", [(100_000, 10_000), (10_000, 1_000), (50_000, 3), (2_000, 9_999)])
-@pytest.mark.parametrize("partition_bytes", [1 << 20, 64 << 20, 256 << 20])
+@settings(deadline=None)
+@example(100_000, 10_000, 1 << 20)
+@example(100_000, 10_000, 256 << 20)
+@example(262, 4_872, 88_189_578)  # coarse ranges of just over one task's bytes
+@given(st.integers(1, 200_000), st.integers(1, 20_000), st.integers(1, 1 << 30))
 def test_mean_slice_is_large_however_many_partitions_and_ranges(partitions, ranges, partition_bytes):
+    """By the counts that follow from the strides: 4 MB, or as much as a range or a file has at all."""
     total = partitions * partition_bytes
     levels = exchange.strides(partitions, ranges, total)
     assert levels[-1] == 1 and levels == sorted(levels, reverse=True)
-    files, span = partitions, ranges
+    files, span = partitions, ranges  # files of a level, and the ranges in each
     for stride in levels:
-        slices_per_file = -(-span // stride)
-        assert (
-            total / (files * slices_per_file) >= min(exchange.MIN_SLICE, total / ranges) * 0.99 or slices_per_file == 1
-        )
-        groups = -(-ranges // stride)  # coarse ranges after this level; each is read in tasks of about TASK_BYTES
-        files = groups * max(1, -(-(total // groups) // exchange.TASK_BYTES))
-        span = stride
-        files = max(files, 1)
+        slices = files * -(-span // stride)
+        possible = min(exchange.MIN_SLICE, total / ranges, total / files)
+        assert total / slices >= 0.9 * possible or slices <= exchange.FEW_SLICES
+        groups = -(-ranges // stride)
+        each = max(1, files // -(-ranges // span))  # files that hold a coarse range
+        files, span = groups * -(-each // exchange.together(each, total // max(1, groups * each))), stride
 
 
 def test_recursive_exchange_equals_the_direct_one(tmp_path, monkeypatch):

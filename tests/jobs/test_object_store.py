@@ -15,7 +15,10 @@ import pytest
 from dataprep import storage
 from dataprep.storage import Attempt, Commit
 from jobs.engine import Engine
+from mixer.cache import ShardCache
+from mixer.reader import ShardLog
 from tests.jobs import toy
+from tests.mixer import log
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,24 @@ def test_an_upload_that_fails_is_not_seen(s3, bucket, monkeypatch):
         shutil.copy(__file__, path)
         raise RuntimeError("killed before the upload")
     assert contents(s3, bucket) == {} and Commit.load(f"{bucket}/step", "k") is None
+
+
+def test_a_shard_log_is_followed_and_cached(s3, bucket, tmp_path):
+    """Also where the client has listed the directory before the shards came."""
+    info, directory = log.stage(64), f"{bucket}/pack"
+    info.save(directory)
+    storage.sizes(directory)
+    reader = ShardLog(directory, cache=ShardCache(str(tmp_path), 1 << 20))
+    for shard, size in enumerate(log.SIZES[:3]):
+        assert reader.wait(0) == sum(log.SIZES[:shard])
+        log.write(directory, shard, info, size)
+    tokens, _ = log.expected(info, log.SIZES[:3])
+    assert reader.wait(len(tokens)) == len(tokens)
+    assert (reader.read(60, 80).tokens == tokens[60:80]).all()
+    plain = ShardLog(directory)
+    plain.wait(0)
+    assert (plain.read(60, 80).tokens == tokens[60:80]).all()
+    assert len(list(tmp_path.glob("*.arrow"))) == 2
 
 
 def test_expand_reads_urls(s3, bucket):

@@ -10,7 +10,7 @@ from kernels.best_fit import best_fit, best_fit_reference, copy_runs
 
 @st.composite
 def packings(draw):
-    context = draw(st.sampled_from([1, 2, 7, 63, 64, 65, 100, 4095, 4096, 4097, 300_000]))
+    context = draw(st.sampled_from([1, 2, 7, 63, 64, 65, 100, 512, 4095, 4096, 4097, 300_000, 1 << 20, 1_500_001]))
     largest = draw(st.sampled_from([context, max(1, context // 3), max(1, context // 20), min(context, 4)]))
     lengths = draw(st.lists(st.integers(1, largest), max_size=60))
     return np.array(lengths, np.int64), context

@@ -101,6 +101,7 @@ def reference(text: str) -> dict[str, float]:
     ascii_lower = {re.sub("[A-Z]", lambda m: m[0].lower(), w) for w in words}
     out["stop_words"] = len(ascii_lower & set(STOP_WORDS))
     out["diversity"] = math.log(len(set(words))) / math.log(len(words)) if len(words) > 1 else 1.0
+    out["unique_words"] = len(set(words)) / len(words)
     for name, blocks in (("paragraph", paragraphs), ("line", lines)):
         share, characters = duplicates(blocks)
         out[f"duplicate_{name}s"] = share

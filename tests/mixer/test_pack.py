@@ -1,5 +1,6 @@
 """Packing: every token where its segment says, nothing lost, the same bytes whatever the order of the items."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -9,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixer.draw import DRAWN
-from mixer.pack import add_counts, pack_window
+from mixer.guarantees import add_counts, broken, summary
+from mixer.pack import deal, pack_window
+from mixer.plan import CellPlan, StagePlan
 from mixer.shards import StageInfo
 
 EOS = 7
+CELLS = tuple(CellPlan(s, "low", "short", 9, 9, n, 0.0, 1.0, "") for s, n in (("a", 1), ("b", 3)))
+CAPS = dict.fromkeys(("low", "medium", "high"), 3)
+STAGE = StagePlan("s", 0, 50, 1e4, 4, "split", 1, {}, CELLS)
 
 
 def info(context, dtype="uint16"):
@@ -76,6 +82,11 @@ def test_every_token_is_where_its_segment_says(lengths, context, policy, dtype, 
         assert sorted(seen[doc]) == pieces
     assert counts["tokens_in"] == sum(lengths) == counts["packed"] + counts["truncated"] + counts["dropped"]
     assert counts["sequences"] * context == counts["packed"] + counts["padding"]
+    assert not counts["cut_though_fitting"] and counts["pieces"] == sum(len(p) for p in seen.values() if len(p) > 1)
+    assert counts["cut"] == sum(len(p) > 1 for p in seen.values())
+    assert counts["cost"]["max"] == max(
+        (sum(int(s["length"]) ** 2 for s in segments if s["sequence"] == n) for n in range(len(tokens))), default=0
+    )
     assert counts["packed"] == covered.sum() == sum(cell["tokens"] for cell in counts["cells"])
 
     packed = pack_window(drawn, info(context, dtype), policy, seed=1)
@@ -109,10 +120,70 @@ def test_sequences_are_shuffled_by_seed_and_window_not_left_in_order_of_length()
         assert Counter(packed.segments["doc"]) == Counter(other.segments["doc"])
 
 
+@given(st.integers(0, 300), st.integers(0, 5))
+def test_dealing_is_a_permutation_that_spreads_costs_over_any_slice(n, seed):
+    costs = np.random.default_rng(seed).lognormal(0, 2, n)
+    row = deal(costs, seed, "s", 3)
+    assert sorted(row) == list(range(n)) and np.array_equal(row, deal(costs, seed, "s", 3))
+    rank = np.empty(n, int)
+    rank[row] = np.argsort(np.argsort(costs))  # of each row
+    for size in (8, 20, 64):
+        for start in range(0, n - size + 1, 5):  # a slice of anything: nowhere more than a few from the even spread
+            share = np.sort(rank[start : start + size] / n)
+            assert np.abs(share - (np.arange(size) + 0.5) / size).max() < 3 * np.log2(4 * size) / 2 / size
+    if n >= 256:
+        whole = deal(costs[:256], seed, "s", 3)
+        rank = np.empty(256, int)
+        rank[whole] = np.argsort(np.argsort(costs[:256]))
+        for size in (2, 8, 32):  # an aligned slice has one of each of as many equal parts of the ranks
+            assert (np.sort(rank.reshape(-1, size) // (256 // size)) == np.arange(size)).all()
+
+
 def test_padding_is_small_on_log_normal_lengths():
     lengths = np.clip(np.random.default_rng(0).lognormal(4, 1.2, 3000).astype(int), 1, 900).tolist()
     counts = pack_window(items(lengths), info(512, "uint32"), "split", 0).counts
     assert counts["padding"] < 0.005 * counts["packed"]
+
+
+def test_totals_follow_from_the_sequences_of_all_windows():
+    rng = np.random.default_rng(0)
+    windows = [rng.integers(1, 60, n).tolist() for n in (200, 90, 0, 130)]
+    packed = [pack_window(items(lengths), info(50), "split", 0) for lengths in windows]
+    counts = add_counts(p.counts for p in packed)
+    totals = summary(counts, STAGE, CAPS)
+    squares, means = [], []
+    for p in packed:
+        for row in range(len(p.tokens)):
+            lengths = p.segments["length"][p.segments["sequence"] == row]
+            squares.append(int((lengths**2).sum()))
+            means.append((lengths**2).sum() / lengths.sum())
+    expected = np.corrcoef(np.arange(len(means)), means)[0, 1]
+    assert totals["order_length_correlation"] == pytest.approx(expected, abs=1e-9)
+    assert totals["sum_of_squares"]["max"] == max(squares)
+    for name, part in (("p50", 0.5), ("p99", 0.99)):
+        assert totals["sum_of_squares"][name] == pytest.approx(np.quantile(squares, part), rel=0.03)
+    assert totals["shares"]["source"]["a"][0] == 0.25 and totals["shares"]["source"]["b"][0] == 0.75
+    by_class = {name: share for name, (_, share) in totals["shares"]["length_class"].items()}
+    assert sum(by_class.values()) == pytest.approx(1) and by_class["short"] > 0.2
+    assert broken(totals, 50) == []
+    alike = add_counts(pack_window(items([50] * n), info(50), "split", 0).counts for n in (300, 200))
+    assert summary(alike, STAGE, CAPS)["order_length_correlation"] == 0
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda t: t["sources"]["b"].update(packed=1), "source b: .* tokens in, but 1 packed"),
+        (lambda t: t.update(padding=t["padding"] + 1), "padding"),
+        (lambda t: t.update(cut_though_fitting=2), "2 documents that fit are cut"),
+        (lambda t: t["most_copies"].update(high=[4, 3]), "tier high has 4 copies, over its cap of 3"),
+    ],
+)
+def test_a_broken_promise_is_told(change, message):
+    totals = summary(pack_window(items([30, 5, 60]), info(50), "split", 0).counts, STAGE, CAPS)
+    assert broken(totals, 50) == []
+    change(totals)
+    assert len(broken(totals, 50)) == 1 and re.search(message, broken(totals, 50)[0])
 
 
 def test_counts_add_up():

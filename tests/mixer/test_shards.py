@@ -1,5 +1,6 @@
 """The shard log: what is written is read, also while it is written; damage, failure and silence are told."""
 
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -10,58 +11,9 @@ import pytest
 import xxhash
 
 from dataprep.storage import Attempt, Commit, UserError, join
-from mixer.reader import ShardLog
-from mixer.shards import SEGMENT, StageInfo, beat, fail, shard_key, write_end, write_shard
-
-SIZES = [70, 0, 33, 64]
-
-
-def stage(context=4096, dtype="uint16"):
-    return StageInfo(
-        "main", 0, context, 1e4, 10**6, 50_000, 3, dtype, ("web",), ("low", "medium", "high"),
-        ("short", "medium", "long"), "tok", "plan", len(SIZES),
-    )  # fmt: skip
-
-
-def sequences(n, info, seed):
-    """Random rows; each has 0 to 4 segments."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, 50_000, (n, info.context)).astype(info.dtype)
-    counts = rng.integers(0, 5, n)
-    segments = np.zeros(counts.sum(), SEGMENT)
-    segments["sequence"] = np.repeat(np.arange(n), counts)
-    segments["length"] = rng.integers(1, info.context // 5, len(segments))
-    for row in range(n):
-        here = segments["sequence"] == row
-        segments["start"][here] = np.cumsum(segments["length"][here]) - segments["length"][here]
-    for name in ("doc", "offset", "copy", "source", "tier", "length_class"):
-        limit = min(np.iinfo(SEGMENT[name]).max, (1 << 63) - 1)
-        segments[name] = rng.integers(0, limit, len(segments), dtype=np.uint64)
-    return tokens, segments
-
-
-def write(directory, shard, info, size):
-    out = Attempt(directory, shard_key(shard), {})
-    write_shard(out, *sequences(size, info, shard), info)
-    out.commit({"sequences": size})
-
-
-def expected(info):
-    """All sequences of the log: (tokens, segments numbered from 0 over all)."""
-    tokens, segments, before = [], [], 0
-    for shard, size in enumerate(SIZES):
-        t, s = sequences(size, info, shard)
-        s["sequence"] += before
-        before += size
-        tokens.append(t)
-        segments.append(s)
-    return np.concatenate(tokens), np.concatenate(segments)
-
-
-def rows(segments, start, stop):
-    part = segments[(segments["sequence"] >= start) & (segments["sequence"] < stop)].copy()
-    part["sequence"] -= start
-    return part
+from mixer.reader import Damaged, ShardLog
+from mixer.shards import SEGMENT, beat, fail, write_end, write_shard
+from tests.mixer.log import SIZES, expected, rows, sequences, stage, write
 
 
 @pytest.fixture
@@ -73,9 +25,10 @@ def log(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("compression", ["zstd", "none"])
 @pytest.mark.parametrize(("context", "dtype"), [(4096, "uint16"), (200_000, "uint32"), (48, "uint16")])
-def test_round_trip_of_any_range(tmp_path, context, dtype):
-    info = stage(context, dtype)
+def test_round_trip_of_any_range(tmp_path, context, dtype, compression):
+    info = stage(context, dtype, compression)
     info.save(str(tmp_path))
     sizes = SIZES if context < 10_000 else [3, 0, 2, 1]
     for shard, size in enumerate(sizes):
@@ -83,12 +36,7 @@ def test_round_trip_of_any_range(tmp_path, context, dtype):
     reader = ShardLog(str(tmp_path))
     assert reader.stage == info
     assert reader.wait(1) == sum(sizes)
-    data = [sequences(size, info, shard) for shard, size in enumerate(sizes)]
-    tokens = np.concatenate([t for t, _ in data])
-    numbered = [s.copy() for _, s in data]
-    for s, before in zip(numbered, np.cumsum([0, *sizes[:-1]]), strict=True):
-        s["sequence"] += before
-    segments = np.concatenate(numbered)
+    tokens, segments = expected(info, sizes)
     n = len(tokens)
     for start, stop in [(0, n), (0, 0), (n, n), (n - 1, n), (1, 3), (2, n - 1), (0, 1)]:
         batch = reader.read(start, stop)
@@ -154,6 +102,31 @@ def test_following_a_log_while_it_is_written_out_of_order(tmp_path):
     thread.join()
     assert position == sum(SIZES) and reader.ended
     assert ShardLog(directory).wait(10**9) == position
+
+
+def test_many_commits_are_asked_for_at_once(tmp_path, monkeypatch):
+    """A log of thousands of shards that has not ended, on an object store, must not cost a round trip for each."""
+    info = stage(48)
+    info.save(str(tmp_path))
+    write(str(tmp_path), 0, info, 3)
+    commit = tmp_path / "00000.commit.json"
+    for shard in range(1, 200):
+        (tmp_path / f"{shard:05d}.commit.json").write_bytes(commit.read_bytes())
+    lock, at_once, most = threading.Lock(), [0], [0]
+    load = Commit.load
+
+    def slow(directory, key):
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        time.sleep(0.01)
+        with lock:
+            at_once[0] -= 1
+        return load(directory, key)
+
+    monkeypatch.setattr("mixer.reader.Commit.load", slow)
+    assert ShardLog(str(tmp_path)).wait(600) == 600
+    assert most[0] > 16
 
 
 def test_a_gap_is_not_read_over(tmp_path):
@@ -248,9 +221,17 @@ def test_missing_and_cut_files_are_named(log):
     reader.wait(1)
     with pytest.raises(UserError, match=rf"{path.name} is damaged"):
         reader.read(0, 1)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{path.name} is damaged"):
+        reader.read(0, 1)
     path.unlink()
     with pytest.raises(UserError, match=rf"{path.name} is missing"):
         reader.read(0, 1)
+
+
+def test_damage_found_on_one_rank_can_be_told_to_the_others():
+    error = pickle.loads(pickle.dumps(Damaged("x.arrow, batch 3: damaged", "checksum differs")))
+    assert str(error) == "x.arrow, batch 3: damaged" and error.why == "checksum differs"
 
 
 def test_no_stage_and_another_formats_stage_are_told(tmp_path):

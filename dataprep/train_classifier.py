@@ -1,0 +1,221 @@
+"""Training of the quality classifier: labelled rows in, a calibrated model with its metrics out. One thread."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from dataprep import metrics
+from dataprep.classifier import HEADS, RATINGS, Classifier, ClassifierConfig
+from dataprep.config import Fields, SourceConfig
+from dataprep.readers import Bad, read_records
+from dataprep.storage import UserError
+from kernels.classifier import FOLDING, train_epoch
+from kernels.words import mix, word_hashes
+
+GROUPS = ("language", "source")  # fields by which the metrics are broken down
+LABELS = {"good": 1.0, "bad": 0.0}
+LEAST_SLOPE = 0.01  # a head that learnt nothing must not be turned upside down by chance
+TRAIN, CALIBRATE, TEST = range(3)
+
+
+@dataclass
+class Row:
+    """A labelled text: `labels` (head -> 0..1, and perhaps `domain` -> name), `groups` (language, source).
+
+    unit: rows of one unit stay together when some are held out; the text itself where none is given.
+    """
+
+    text: bytes
+    labels: dict[str, Any]
+    groups: dict[str, str]
+    unit: str
+
+
+def read_rows(paths: list[str], config: ClassifierConfig) -> Iterator[Row]:
+    """The rows of the files that bear a label; rows without any (a document nobody could rate) are passed over.
+
+    UserError at the first row that cannot be read, or whose label is out of range.
+    """
+    source = SourceConfig(name="labels", paths=tuple(paths), fields=Fields(text="text", id=None))
+    for path in paths:
+        for found in read_records(path, source):
+            where = f"{path}, record {found.record}"
+            if isinstance(found, Bad):
+                raise UserError(f"{where}: {found.reason} ({found.detail}); mend or remove the row")
+            fields = json.loads(found.meta)
+            if labels := _labels(fields, config.scale, where):
+                text = found.text.decode()[: config.characters].encode()
+                groups = {name: str(fields[name]) for name in GROUPS if fields.get(name) is not None}
+                yield Row(text, labels, groups, str(fields.get("group") or ""))
+
+
+def _labels(fields: dict[str, Any], scale: float, where: str) -> dict[str, Any]:
+    labels: dict[str, Any] = {}
+    for name in RATINGS:
+        value = fields.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= scale:
+            raise UserError(f"{where}: {name} is {value!r}; it must be a number from 0 to {scale:g} (classifier.scale)")
+        labels[name] = value / scale
+    if (value := fields.get("label")) is not None:
+        number = isinstance(value, int | float) and 0 <= value <= 1
+        if not number and not (isinstance(value, str) and value in LABELS):
+            raise UserError(f"{where}: label is {value!r}; it must be good or bad, or a number from 0 to 1")
+        labels["quality"] = LABELS[value] if isinstance(value, str) else float(value)
+    if (value := fields.get("domain")) is not None:
+        if not isinstance(value, str) or not value:
+            raise UserError(f"{where}: domain is {value!r}; it must be a name")
+        labels["domain"] = value
+    return labels
+
+
+def train(rows: Iterable[Row], config: ClassifierConfig) -> Classifier:
+    """A classifier with every head that has labels. UserError where there are too few rows to train and test."""
+    rows = sorted(rows, key=lambda row: (row.unit, row.text, sorted(row.labels.items())))  # any order of files will do
+    heads = tuple(name for name in HEADS if any(name in row.labels for row in rows))
+    domains = tuple(sorted({row.labels["domain"] for row in rows if "domain" in row.labels}))
+    domains = domains if len(domains) > 1 else ()
+    if not heads and not domains:
+        raise UserError("no row bears a label: knowledge, helpfulness, label, or domain with two or more names")
+    targets = _targets(rows, heads, domains)
+    part = _parts(rows, config)
+    for k, name in enumerate((*heads, *domains[:1])):
+        counts = np.bincount(part[~np.isnan(targets[:, k])], minlength=3).tolist()
+        if min(counts) < 2:
+            what = "domain" if k >= len(heads) else name
+            raise UserError(
+                f"{what} has {sum(counts)} labelled rows, {counts[TRAIN]} to train, {counts[CALIBRATE]} to calibrate "
+                f"and {counts[TEST]} to test on: too few; label more, or raise classifier.held_out"
+            )
+    offsets = np.concatenate([[0], np.cumsum([len(row.text) for row in rows])]).astype(np.int64)
+    words, offsets = word_hashes(np.frombuffer(b"".join(row.text for row in rows), np.uint8), offsets, FOLDING)
+    embeddings, weights, bias = _descend(words, offsets, targets, np.flatnonzero(part == TRAIN), len(heads), config)
+    raw = Classifier(heads, domains, embeddings, weights, bias).logits(words, offsets)
+    slopes, shifts = _calibration(raw[part == CALIBRATE], targets[part == CALIBRATE], len(heads))
+    weights, bias = weights * slopes, bias * slopes + shifts
+    model = Classifier(heads, domains, embeddings, weights, bias)
+    test = part == TEST
+    groups = [row.groups for row, tested in zip(rows, test, strict=True) if tested]
+    found = _metrics(model, model.logits(words, offsets)[test], targets[test], groups)
+    found["rows"] = {"train": int((part == TRAIN).sum()), "calibrate": int((part == CALIBRATE).sum())}
+    about = {"config": config.model_dump(mode="json", exclude={"labels"}), "metrics": found}
+    return Classifier(heads, domains, embeddings, weights, bias, about)
+
+
+def _targets(rows: list[Row], heads: tuple[str, ...], domains: tuple[str, ...]) -> np.ndarray:
+    """float32[rows, outputs] in 0..1; NaN where a row has no such label."""
+    targets = np.full((len(rows), len(heads) + len(domains)), np.nan, np.float32)
+    for r, row in enumerate(rows):
+        for k, name in enumerate(heads):
+            targets[r, k] = row.labels.get(name, np.nan)
+        if domains and "domain" in row.labels:
+            targets[r, len(heads) :] = [row.labels["domain"] == name for name in domains]
+    return targets
+
+
+def _hash(rows: list[Row], seed: int) -> np.ndarray:
+    keys = (row.unit.encode() or row.text for row in rows)
+    return np.fromiter((xxhash.xxh3_64_intdigest(key, seed % 2**64) for key in keys), np.uint64, len(rows))
+
+
+def _parts(rows: list[Row], config: ClassifierConfig) -> np.ndarray:
+    """TRAIN, CALIBRATE or TEST for each row, by the hash of its unit."""
+    place = mix(_hash(rows, config.seed)) / 2.0**64
+    return np.where(place >= config.held_out, TRAIN, np.where(place >= config.held_out / 2, CALIBRATE, TEST))
+
+
+def _descend(
+    words: np.ndarray, offsets: np.ndarray, targets: np.ndarray, chosen: np.ndarray, singles: int, config: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(embeddings, weights, bias) after all epochs.
+
+    Embeddings begin at zero, so that an n-gram never seen adds nothing; what tells the dimensions apart are the
+    weights, normal by hash.
+    """
+    outputs = targets.shape[1]
+    places = np.arange(2 * config.dimensions * outputs, dtype=np.uint64)
+    uniform = (mix(places + np.uint64(config.seed % 2**32 << 20) + np.uint64(1)) + 0.5) / 2.0**64
+    radius, angle = np.sqrt(-2 * np.log(uniform[::2])), 2 * np.pi * uniform[1::2]  # Box and Muller
+    weights = (radius * np.cos(angle) / np.sqrt(config.dimensions)).reshape(-1, outputs).astype(np.float32)
+    embeddings = np.zeros((config.buckets, config.dimensions), np.float32)
+    squares, bias = np.zeros(config.buckets, np.float32), np.zeros(outputs, np.float32)
+    for epoch in range(config.epochs):
+        rate = np.float32(config.rate * (1 - epoch / config.epochs))
+        order = chosen[np.argsort(mix(mix(chosen.astype(np.uint64)) + np.uint64(epoch)), kind="stable")]
+        train_epoch(words, offsets, order, targets, singles, embeddings, weights, bias, squares, rate)
+    return embeddings, weights, bias
+
+
+def _calibration(logits: np.ndarray, targets: np.ndarray, singles: int) -> tuple[np.ndarray, np.ndarray]:
+    """(slope, shift) of each output: Platt scaling (1999) of a logistic, a temperature for the softmax.
+
+    Both keep the order of the scores, so that quantiles mean something, and fold into weights and bias.
+    """
+    slopes, shifts = np.ones(targets.shape[1], np.float32), np.zeros(targets.shape[1], np.float32)
+    for k in range(singles):
+        there = ~np.isnan(targets[:, k])
+        slopes[k], shifts[k] = _platt(logits[there, k].astype(np.float64), targets[there, k])
+    if singles < targets.shape[1]:
+        there = ~np.isnan(targets[:, singles])
+        z, one_hot = logits[there, singles:].astype(np.float64), targets[there, singles:]
+
+        def loss(slope: float) -> float:
+            top = (slope * z).max(axis=1)
+            return float(
+                (top + np.log(np.exp(slope * z - top[:, None]).sum(axis=1)) - (slope * z * one_hot).sum(1)).sum()
+            )
+
+        slopes[singles:] = min(np.geomspace(0.1, 10, 81).tolist(), key=loss)
+    return slopes, shifts
+
+
+def _platt(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """slope and shift of the logistic of z that fits y in 0..1 best (Newton; drawn lightly to slope 1, shift 0)."""
+    x = np.stack([z, np.ones_like(z)], axis=1)
+    start = fitted = np.array([1.0, 0.0])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(x @ fitted, -30, 30)))
+        gradient = x.T @ (p - y) + (fitted - start)
+        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.eye(2), gradient)
+        fitted = fitted - step * min(1.0, 2.0 / np.abs(step).max(initial=1e-9))
+        fitted[0] = max(fitted[0], LEAST_SLOPE)
+    return float(fitted[0]), float(fitted[1])
+
+
+def _metrics(
+    model: Classifier, logits: np.ndarray, targets: np.ndarray, groups: list[dict[str, str]]
+) -> dict[str, Any]:
+    """head -> `all`, `language` -> name and `source` -> name -> rows, auc, spearman, ece (accuracy for domains)."""
+    singles = len(model.heads)
+    columns = {
+        name: (1 / (1 + np.exp(-logits[:, k].astype(np.float64))), targets[:, k]) for k, name in enumerate(model.heads)
+    }
+    if model.domains:
+        others = np.exp(logits[:, singles:] - logits[:, singles:].max(axis=1, keepdims=True))
+        right = np.where(np.isnan(targets[:, singles]), np.nan, others.argmax(1) == targets[:, singles:].argmax(1))
+        columns["domain"] = (others.max(axis=1) / others.sum(axis=1), right)
+    result: dict[str, Any] = {}
+    for head, (scores, labels) in columns.items():
+        there = ~np.isnan(labels)
+        result[head] = {"all": _agreement(head, scores[there], labels[there])}
+        for kind in GROUPS:
+            names = np.array([g.get(kind, "") for g in groups])
+            result[head][kind] = {
+                name: _agreement(head, scores[there & (names == name)], labels[there & (names == name)])
+                for name in sorted(Counter(names[there].tolist()))
+                if name
+            }
+    return result
+
+
+def _agreement(head: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    if head != "domain":
+        return metrics.agreement(scores, labels)
+    ece = metrics.calibration_error(scores, labels)
+    return {"rows": len(labels), "accuracy": round(float(labels.mean()), 4), "ece": round(ece, 4)}

@@ -1,0 +1,127 @@
+"""What the shards job shows a person: totals, the text of a sequence, the documents of a step and where they came from.
+
+Text comes from anybody: all that could move, hide or colour what a terminal shows is printed escaped.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dataprep import manifest, storage, tokenizer
+from dataprep.corpus import RECORD_BITS
+from dataprep.storage import Commit, UserError, join, read_json
+from dataprep.tokenizer import TokensConfig
+from dedup.explain import printable
+from mixer.guarantees import CELL
+from mixer.reader import ShardLog
+from mixer.shards import StageInfo
+
+if TYPE_CHECKING:
+    from jobs.shards import Where
+
+COLOURS = ("cyan", "yellow", "green", "magenta")
+console = Console(highlight=False, soft_wrap=True)
+
+
+def print_stats(stage: StageInfo, ended: bool, totals: dict[str, Any]) -> None:
+    """Every number of a stage's totals, and packed tokens by source, tier and length class."""
+    table = Table(title=f"stage {stage.stage}{'' if ended else ', still being packed'}", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in sorted(totals.items()):
+        if isinstance(value, int | float):
+            table.add_row(name.replace("_", " "), f"{value:,}")
+    packed = sum(row["tokens"] for row in totals.get("cells", []))
+    for name in CELL:
+        table.add_section()
+        tokens: dict[str, int] = defaultdict(int)
+        for row in totals.get("cells", []):
+            tokens[row[name]] += row["tokens"]
+        for value, count in sorted(tokens.items()):
+            table.add_row(f"{name.replace('_', ' ')} {printable(value)}", f"{count:,} ({count / packed:.1%})")
+    console.print(table)
+
+
+def decoder(where: "Where", log: ShardLog, given: str | None) -> Callable[[np.ndarray], str]:
+    """Ids to text, with the tokeniser the stage was packed with; the numbers where it is not found."""
+    config = where.config.tokens if where.config else TokensConfig()
+    path = given or config.tokenizer
+    if path is None and (entry := read_json(join(where.root, "latest", "tokenizer.json"))):
+        commit = Commit.load(join(where.root, entry["directory"]), "all")
+        path = commit.path("tokenizer") if commit else None
+    if path is None:
+        return lambda ids: " ".join(map(str, ids.tolist()))
+    try:
+        digest = storage.xxhash.xxh3_128_hexdigest(storage.read_bytes(path))
+    except FileNotFoundError:
+        raise UserError(f"there is no tokeniser {path}; name it with --tokenizer") from None
+    if log.stage.tokenizer not in (digest, storage.fingerprint(digest)):
+        raise UserError(f"{path} is not the tokeniser that {log.directory} was packed with; give that one")
+    return tokenizer.load(path, config).decode
+
+
+def inspect(log: ShardLog, sequence: int, most: int, decode: Callable[[np.ndarray], str]) -> None:
+    """One sequence: a line about each segment, then its text, of at most `most` tokens."""
+    stage, batch = log.stage, log.read(sequence, sequence + 1)
+    segments = f"{len(batch.segments)} segments"
+    console.print(f"stage {stage.stage}, sequence {sequence}: {stage.context:,} tokens, {segments}")
+    for number, s in enumerate(batch.segments):
+        colour = COLOURS[number % len(COLOURS)]
+        ids = batch.tokens[0, s["start"] : s["start"] + s["length"]]
+        console.print(Text(f"── {s['start']}..{s['start'] + s['length']} {describe(stage, s)}", f"bold {colour}"))
+        # A bar before every line, so that no text can pass for one of ours.
+        lines = decode(ids[:most]).split("\n")
+        console.print(Text("\n".join(f"│ {printable(line)}" for line in lines), colour))
+        if len(ids) > most:
+            console.print(Text(f"│ ... {len(ids) - most:,} more tokens", "dim"))
+    padding = stage.context - int(batch.segments["length"].sum())
+    console.print(f"── padding: {padding:,} tokens")
+
+
+def describe(stage: StageInfo, s: np.void) -> str:
+    codes = (stage.sources, s["source"]), (stage.tiers, s["tier"]), (stage.classes, s["length_class"])
+    source, tier, length_class = (names[code] if code < len(names) else f"code {code}" for names, code in codes)
+    about = f"source {printable(source)}, tier {tier}, {length_class}, copy {s['copy']}"
+    return f"doc {s['doc']}, tokens {s['offset']}..{int(s['offset']) + int(s['length'])}, {about}"
+
+
+def explain(root: str, log: ShardLog, first: int, last: int) -> None:
+    """A line for each segment of sequences [first, last): where it lies, which document, which record it was."""
+    log.wait(last)
+    segments = log.read(first, last).segments
+    origins = find_origins(root, np.unique(segments["doc"]))
+    console.print(f"stage {log.stage.stage}, sequences {first}..{last}: {len(segments):,} segments")
+    for s in segments:
+        origin, id_ = origins.get(int(s["doc"]), ("not in the corpus any more", None))
+        named = f" id {printable(id_)}" if id_ not in (None, origin) else ""
+        place = f"{first + s['sequence']}:{s['start']}..{s['start'] + s['length']}"
+        console.print(Text(f"{place} {describe(log.stage, s)}, from {printable(origin)}{named}"))
+
+
+def find_origins(root: str, docs: np.ndarray) -> dict[int, tuple[str, str | None]]:
+    """doc -> (`path:record` of the raw input, the owner's id as the corpus partition has it)."""
+    entries = manifest.load(join(root, "manifest.jsonl"))
+    corpus = read_json(join(root, "latest", "corpus.json"))
+    found: dict[int, tuple[str, str | None]] = {}
+    by_group = defaultdict(list)
+    for doc in docs.tolist():
+        if (file := doc >> RECORD_BITS) < len(entries):
+            found[doc] = f"{entries[file].path}:{doc & ((1 << RECORD_BITS) - 1)}", None
+            by_group[entries[file].group].append(doc)
+    for group, members in by_group.items() if corpus else ():
+        commit = Commit.load(join(root, corpus["directory"]), f"{group:05d}")
+        bounds = (pc.field("doc") >= members[0]) & (pc.field("doc") <= members[-1])  # skips row groups
+        wanted = bounds & pc.field("doc").isin(pa.array(members, pa.uint64()))
+        for path in [commit.path(name) for name in commit.files if name.startswith("documents-")] if commit else ():
+            with storage.arrow_file(path) as file:
+                rows = pq.read_table(file, columns=["doc", "id"], filters=wanted).to_pylist()
+            found |= {row["doc"]: (found[row["doc"]][0], row["id"]) for row in rows}
+    return found

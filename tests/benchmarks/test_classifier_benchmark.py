@@ -1,0 +1,48 @@
+"""The classifier's benchmark on a small corpus of its own: labels as documented, and no row judged by its own label."""
+
+import json
+import random
+
+import numpy as np
+import zstandard
+
+from benchmarks import classifier_quality as benchmark
+from dataprep.train_classifier import Row
+
+LANGUAGES = ("aaa", "bbb")
+
+
+def write(folder, name: str, documents: list[dict]) -> None:
+    data = "\n".join(json.dumps(d) for d in documents).encode()
+    (folder / f"{name}.jsonl.zst").write_bytes(zstandard.compress(data))
+
+
+def test_sections_on_a_small_corpus(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "CONFIG", benchmark.ClassifierConfig(buckets=1 << 12))
+    rng = random.Random(0)
+    (tmp_path / "labels").mkdir()
+    lines, documents = ["id\tlang\tporn\tunnatural\tlang_correct"], []
+    for n in range(400):
+        bad = n % 3 == 0
+        words = rng.choices(["spam", "offer", "the"] if bad else ["essay", "reason", "the"], k=20)
+        documents.append({"id": f"w{n}", "text": " ".join(words), "source": "web"})
+        lines.append(f"w{n}\t{rng.choice(LANGUAGES)}\t0\t{0.6 if bad else 0.2}\t1")
+    (tmp_path / "labels" / f"{benchmark.WEB}.tsv").write_text("\n".join(lines))
+    write(tmp_path, benchmark.WEB, documents)
+    write(
+        tmp_path, "other", [{"id": f"o{n}", "text": f"entirely other words {n}", "source": "other"} for n in range(60)]
+    )
+    figures = benchmark.classifier_section(str(tmp_path), quick=True)
+    assert figures["classifier_auc"] > 0.95 and figures["classifier_domain_accuracy"] > 0.9
+    assert figures["classifier_mb_s_core"] > 0
+    assert "aaa" in (shown := capsys.readouterr().out) and f"{benchmark.LEVELS}: not there, skipped" in shown
+
+
+def test_out_of_fold_rows_are_scored_by_models_that_saw_none_of_their_unit():
+    rows = [Row(str(n).encode(), {"quality": 1.0}, {}, f"unit {n % 20}") for n in range(200)]
+
+    def learn(seen):
+        units = {row.unit for row in seen}
+        return lambda others: np.array([float(row.text) if row.unit not in units else np.nan for row in others])
+
+    assert benchmark.out_of_fold(rows, learn).tolist() == list(range(200))

@@ -1,0 +1,42 @@
+"""The quality benchmark on small inputs whose answers are known."""
+
+import json
+import sys
+
+import zstandard
+
+from benchmarks import quality
+from tests.dataprep.test_signals import SENTENCES
+
+
+def test_figures_of_a_small_corpus(tmp_path, monkeypatch):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/multi_hplt_quality_labelled.tsv").write_text("id\tlang\nhplt/rus_Cyrl/0\trus_Cyrl\t0\t0\t1\n")
+    rows = {
+        "en_tales": {f"en_tales/{k}": SENTENCES["en"] * (k + 2) for k in range(3)},
+        "multi_gnome_help": {
+            "gnome/C/a": SENTENCES["en"] * 2,
+            "gnome/de/a": SENTENCES["de"] * 2,
+            "gnome/fr/a": SENTENCES["en"] * 2,  # not translated
+            "gnome/ko/b": SENTENCES["ko"] * 2,
+        },
+        "multi_hplt_quality_labelled": {"hplt/rus_Cyrl/0": SENTENCES["ru"], "hplt/rus_Cyrl/1": SENTENCES["en"]},
+    }
+    for name, documents in rows.items():
+        lines = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in documents.items())
+        (tmp_path / f"{name}.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    monkeypatch.setattr(quality, "PEERS", {"pycld2": quality.cld2})
+    monkeypatch.setattr(quality, "PEER_MB", 0.001)
+    monkeypatch.setattr(quality, "with_datatrove", lambda texts: None)
+    arguments = ["x", "--corpus", str(tmp_path), "--json", str(tmp_path / "figures.json")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    quality.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["language_accuracy"] == 1 and figures["signals_mb_s_core"] > 0 and figures["language_mb_s_core"] > 0
+    sources = [quality.read(name, tmp_path / f"{name}.jsonl.zst", 1) for name in rows]
+    found = [(kind, code) for kind, code, _ in quality.labelled(sources, tmp_path, 10)]
+    assert sorted(found) == sorted(
+        [("one language", "en")] * 3
+        + [("multi_gnome_help", code) for code in ("en", "de", "ko")]
+        + [("multi_hplt_quality_labelled", "ru")]
+    )
