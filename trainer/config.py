@@ -45,6 +45,17 @@ class ModelConfig(Section):
     ffn: int = Field(default=64, gt=0, description="inner width of one expert")
     experts: int = Field(default=4, gt=0, description="experts per layer")
     top_k: int = Field(default=2, gt=0, description="experts that each token uses")
+    routing_group: int = Field(
+        default=1, gt=0, description="sequences in a row that share expert capacity and balance loss"
+    )
+    capacity: Literal["none", "group", "ep_group"] = Field(
+        default="none",
+        description="what shares an expert's capacity: none (no token is dropped), a routing group, or ep_group: all "
+        "that expert-parallel groups hold at one time (the paper's global router; it depends on the mesh)",
+    )
+    capacity_factor: float = Field(
+        default=1.25, gt=0, description="an expert's capacity, in units of its even share of the assignments"
+    )
     aux_loss: float = Field(default=0.01, ge=0, description="weight of the experts' balance loss")
     block: int = Field(default=64, gt=0, description="tokens that lightning attention handles with one matrix product")
     norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of the RMS norms")
@@ -91,6 +102,19 @@ class OptimizerConfig(Section):
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
 
 
+class ParallelConfig(Section):
+    """How the processes share the work: their number is dp_replicate x dp_shard x cp."""
+
+    dp_replicate: int = Field(default=1, gt=0, description="copies of the sharded model (HSDP)")
+    dp_shard: int = Field(
+        default=0, ge=0, description="data-parallel ranks that share out one model's weights (FSDP2); 0: all there are"
+    )
+    cp: int = Field(default=1, gt=0, description="ranks that share one sequence's tokens (context parallelism)")
+    ep: int = Field(
+        default=1, gt=0, description="ranks, out of dp_shard x cp, that share out the experts (expert parallelism)"
+    )
+
+
 class TrainConfig(Section):
     """Everything that decides what is trained, and how."""
 
@@ -107,6 +131,9 @@ class TrainConfig(Section):
     )  # fmt: skip
     stages: dict[str, Schedule] = Field(default={}, description="schedules of single stages, where not the default")
     seed: int = Field(default=0, description="decides the initial weights")
+    weights: str | None = Field(
+        default=None, description="a directory of a MiniMax decoder (config.json, safetensors) to start from instead"
+    )
     evaluate_tokens: int = Field(
         default=65536, ge=0, description="held-out tokens to evaluate on after each stage; 0: none"
     )
@@ -114,6 +141,7 @@ class TrainConfig(Section):
         default="stop", description="at sequences in quarantine (jobs/shards.py): stop, or go on, with them masked"
     )
     export: bool = Field(default=True, description="write the last stage's model for transformers")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="the processes' mesh")
     workers: int = Field(default=1, gt=0, description="training processes")
     cpus_per_worker: float = Field(
         default=0, ge=0, description="CPUs that Ray sets aside per worker; 0: it runs beside whatever else they do"
@@ -139,8 +167,6 @@ class TrainConfig(Section):
 
     def identity(self, plan: str) -> str:
         """12 digits that name a training run; the same however often it is saved and on whatever workers it runs."""
-        how = {
-            "workers", "cpus_per_worker", "threads", "device", "micro_tokens", "checkpoint_steps", "keep", "export",
-            "quarantined",
-        }  # fmt: skip
+        how = {"parallel", "workers", "cpus_per_worker", "threads", "device", "quarantined"}
+        how |= {"micro_tokens", "checkpoint_steps", "keep", "export"}
         return fingerprint([self.model_dump(mode="json", exclude=how), plan])[:12]

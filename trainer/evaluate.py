@@ -22,7 +22,7 @@ def evaluate(model: Decoder, log: ShardLog, config: TrainConfig, world: World) -
     sequences = available(log, wanted, world)
     sums = torch.zeros(2, len(log.stage.sources), dtype=torch.float64, device=world.device)
     for packed in micro_batches(log, 0, sequences, config, world):
-        out = model(packed.token_T, packed.layout, packed.target_T, packed.real_T)
+        out = model(packed.token_T, packed.layout, packed.target_T)
         sums += loss_by_source(out.nll_T, packed, len(log.stage.sources))
     total, targets = world.sum(sums).sum(1).tolist()
     return {

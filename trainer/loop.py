@@ -6,19 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 from dataprep.storage import UserError, absolute, is_local, join, read_json, write_json
 from mixer.reader import ShardLog
 from trainer import checkpoint, hf
 from trainer.checkpoint import Damaged, Progress
+from trainer.collectives import clip_gradients
 from trainer.config import TrainConfig
 from trainer.data import available, micro_batches
 from trainer.evaluate import evaluate
 from trainer.metrics import Metrics, loss_by_source, mean_by_source
 from trainer.model import Decoder
-from trainer.moe import balance_loss
+from trainer.moe import balance_loss, router_metrics
 from trainer.parallel import World, alone, build_model, build_optimizer, world
 from trainer.schedule import learning_rate
 
@@ -89,6 +88,8 @@ def train_stage(
     """Train one stage to the end of its shards, which may still be growing; returns what done.json says."""
     log = open_log(root, stage, config.quarantined)
     model = build_model(config, log.stage.vocab_size, log.stage.rope_base, ranks)
+    if config.weights:
+        hf.load(model, Path(config.weights))
     optimizer = build_optimizer(config, model)
     progress = start(stage, directory, previous, log, model, optimizer, ranks)
     about = {
@@ -166,16 +167,19 @@ def step(
 
     sources = len(log.stage.sources)
     sums = torch.zeros(2, sources + 1, dtype=torch.float64, device=ranks.device)  # the last column: balance loss
+    load_LE = torch.zeros(config.model.layers, config.model.experts, dtype=torch.int64, device=ranks.device)
+    entropy_L = torch.zeros(config.model.layers, dtype=torch.float64, device=ranks.device)
     for batch in batches:
-        out = model(batch.token_T, batch.layout, batch.target_T, batch.real_T)
-        balance = balance_loss(ranks.sum(out.count_LE), out.prob_LE, max(1, tokens))
-        loss = out.loss_sum / max(1, targets) + config.model.aux_loss * balance
-        (loss * ranks.size).backward()
+        out = model(batch.token_T, batch.layout, batch.target_T)
+        balance = balance_loss(out.routing.count_GE, out.routing.prob_GE, max(1, tokens))
+        (out.loss_sum / max(1, targets) + config.model.aux_loss * balance).backward()
+        load_LE += out.routing.load_E
+        entropy_L += out.routing.entropy
         sums[:, :sources] += loss_by_source(out.nll_T, batch, sources)
         sums[0, sources] += balance.detach()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-    gradient = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    ranks.sum(sums)
+    gradient = float(clip_gradients(model.parameters(), config.optimizer.clip))
+    for x in (sums, load_LE, entropy_L):
+        ranks.sum(x)
     loss = float(sums[0, :sources].sum()) / max(1, targets)
     if not (math.isfinite(loss) and math.isfinite(gradient)):
         raise UserError(
@@ -190,4 +194,4 @@ def step(
         "stage": log.stage.stage, "step": progress.step + 1, "tokens": progress.tokens + tokens,
         "stage_tokens": stage_tokens, "loss": loss, "balance": float(sums[0, sources]) / config.model.layers,
         "gradient": gradient, "lr": lr, "sources": mean_by_source(sums[:, :sources], log.stage.sources),
-    }  # fmt: skip
+    } | router_metrics(load_LE, entropy_L, tokens, config.model.top_k)  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -21,7 +22,7 @@ from trainer.attention import (
     softmax_attention,
 )
 from trainer.config import ModelConfig
-from trainer.moe import MoE
+from trainer.moe import MoE, Routing
 
 HEAD_CHUNK = 256  # tokens whose logits exist at one time
 
@@ -83,16 +84,14 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.self_attn = SoftmaxAttention(config) if config.is_softmax(layer) else LightningAttention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
-        self.mlp = MoE(config.hidden, config.experts, config.top_k, config.ffn)
+        self.mlp = MoE(config)
 
-    def forward(
-        self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout, real_T: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Routing]:
         x_TD = self.input_layernorm(x_TD)
         x_TD = torch.add(self.self_attn(x_TD, rotary, layout), x_TD, alpha=self.scale)
         x_TD = self.post_attention_layernorm(x_TD)
-        y_TD, count_E, prob_E = self.mlp(x_TD, real_T)
-        return torch.add(y_TD, x_TD, alpha=self.scale), count_E, prob_E
+        y_TD, routing = self.mlp(x_TD, layout)
+        return torch.add(y_TD, x_TD, alpha=self.scale), routing
 
 
 class HeadLoss(torch.autograd.Function):
@@ -140,8 +139,7 @@ class Output(NamedTuple):
     loss_sum: Tensor  # over this batch's targets; 0 where none were given
     nll_T: Tensor  # each token's loss, without gradient
     logits_TV: Tensor | None  # only where no targets were given
-    count_LE: Tensor  # assignments per layer and expert
-    prob_LE: Tensor  # sums of routing probabilities
+    routing: Routing  # of all layers; its count_LGE over the ranks that share a group, the rest this rank's
 
 
 class Decoder(nn.Module):
@@ -153,24 +151,23 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         self.lm_head = linear(config.hidden, vocabulary)
 
-    def forward(
-        self, token_T: Tensor, layout: Layout, target_T: Tensor | None = None, real_T: Tensor | None = None
-    ) -> Output:
-        """Loss (or, without targets, logits) of a packed stream. `real_T` is false where a token is padding."""
+    def forward(self, token_T: Tensor, layout: Layout, target_T: Tensor | None = None) -> Output:
+        """Loss (or, without targets, logits) of a packed stream, or of this rank's slice of it."""
         x_TD = self.embed_tokens(token_T)
-        real_T = torch.ones_like(token_T, dtype=torch.bool) if real_T is None else real_T
-        rotary = rotary_angles(layout.position_T, self.config.rotary_dim, self.rope_base, x_TD.dtype)
-        counts, probs = [], []
+        wide = at_least_float32(x_TD.dtype)
+        rotary = rotary_angles(layout.position_T, self.config.rotary_dim, self.rope_base, wide)
+        layers = []
         for layer in self.layers:
-            x_TD, count_E, prob_E = layer(x_TD, rotary, layout, real_T)
-            counts.append(count_E)
-            probs.append(prob_E)
+            x_TD, routing = layer(x_TD, rotary, layout)
+            layers.append(routing)
         x_TD = self.norm(x_TD)
-        router = torch.stack(counts), torch.stack(probs)
+        routing = Routing(*map(torch.stack, zip(*layers, strict=True)))
+        if layout.cp is not None:
+            dist.all_reduce(routing.count_GE, group=layout.cp.get_group())
         if target_T is None:
-            return Output(x_TD.new_zeros(()), x_TD.new_zeros(0), self.lm_head(x_TD), *router)
+            return Output(x_TD.new_zeros(()), x_TD.new_zeros(0), self.lm_head(x_TD), routing)
         loss_sum, nll_T = HeadLoss.apply(x_TD, self.lm_head.weight, target_T)
-        return Output(loss_sum, nll_T, None, *router)
+        return Output(loss_sum, nll_T, None, routing)
 
 
 def parameter_counts(config: ModelConfig, vocabulary: int) -> tuple[int, int]:
@@ -185,43 +182,48 @@ def parameter_counts(config: ModelConfig, vocabulary: int) -> tuple[int, int]:
 
 
 def matrices(name: str, full: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor, float]]:
-    """The matrices that one parameter holds side by side, each a view with its own Xavier initialisation and gain.
-
-    DeepNorm: value, output and FFN matrices have gain (8 layers)^(-1/4), the others 1.
+    """The matrices that one parameter (or one expert of it) holds side by side, each a view with its own Xavier
+    initialisation and gain: DeepNorm's (8 layers)^(-1/4) for value, output and FFN matrices, 1 for the others.
     """
     small = (8 * config.layers) ** -0.25
-    if name.endswith("experts.gate_up_proj"):
-        for e, expert in enumerate(full):
-            for part, half in zip(("gate", "up"), expert.chunk(2), strict=True):
-                yield f"{name}.{e}.{part}", half, small
-    elif name.endswith("experts.down_proj"):
-        for e, expert in enumerate(full):
-            yield f"{name}.{e}", expert, small
+    if ".gate_up_proj" in name:
+        yield from ((f"{name}.{part}", half, small) for part, half in zip(("gate", "up"), full.chunk(2), strict=True))
     elif name.endswith("qkv_proj.weight"):
         parts = full.view(config.heads, 3, config.head_dim, -1).unbind(1)
         yield from ((f"{name}.{part}", m, g) for part, m, g in zip("qkv", parts, (1.0, 1.0, small), strict=True))
     else:
-        yield name, full, small if name.endswith(("v_proj.weight", "o_proj.weight", "out_proj.weight")) else 1.0
+        gain_small = ".down_proj" in name or name.endswith(("v_proj.weight", "o_proj.weight", "out_proj.weight"))
+        yield name, full, small if gain_small else 1.0
+
+
+def xavier(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
+    """Normal values of variance `gain^2 * 2 / (rows + columns)` for every matrix, decided by seed and name alone."""
+    full = torch.empty(shape)
+    for key, matrix, gain in matrices(name, full, config):
+        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        deviation = gain * math.sqrt(2 / (matrix.shape[:-1].numel() + matrix.shape[-1]))
+        matrix.copy_(torch.randn(matrix.shape, generator=generator) * deviation)
+    return full
+
+
+def local_part(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
+    """What this rank holds of a parameter, and where in the whole that lies."""
+    if not isinstance(parameter, DTensor):
+        return parameter, tuple(slice(0, n) for n in parameter.shape)
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return parameter.to_local(), tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
 
 
 @torch.no_grad()
 def initialise(model: Decoder, seed: int) -> None:
-    """Xavier (normal) for every matrix, ones for the norms. The values depend on seed and name, never on the mesh."""
+    """Xavier for every matrix, ones for the norms: the same on every mesh, one matrix in memory at a time."""
     for name, parameter in model.named_parameters():
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        full = torch.ones(parameter.shape)
-        if parameter.ndim > 1:
-            for key, matrix, gain in matrices(name, full, model.config):
-                generator = torch.Generator().manual_seed(
-                    int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "little", signed=True)
-                )
-                rows, columns = matrix.shape[:-1].numel(), matrix.shape[-1]
-                values = torch.randn(matrix.shape, generator=generator)
-                matrix.copy_(values * (gain * math.sqrt(2 / (rows + columns))))
-        if isinstance(parameter, DTensor):
-            shape, offset = compute_local_shape_and_global_offset(
-                parameter.shape, parameter.device_mesh, parameter.placements
-            )
-            for dim, (start, length) in enumerate(zip(offset, shape, strict=True)):
-                full = full.narrow(dim, start, length)
-        local.copy_(full)
+        local, part = local_part(parameter)
+        if parameter.ndim == 1:
+            local.fill_(1.0)
+        elif parameter.ndim == 2:
+            local.copy_(xavier(name, parameter.shape, model.config, seed)[part])
+        else:
+            for expert, number in zip(local, range(part[0].start, part[0].stop), strict=True):
+                expert.copy_(xavier(f"{name}.{number}", parameter.shape[1:], model.config, seed)[part[1:]])

@@ -36,18 +36,19 @@ def test_packed_documents_equal_each_alone():
     sum(out.loss_sum for out in alone).backward()
     for name, p in decoder.named_parameters():
         assert (gradients[name] - p.grad).norm() <= 1e-9 * p.grad.norm(), name
-    assert torch.equal(packed.count_LE, sum(out.count_LE for out in alone))
+    assert torch.equal(packed.routing.count_GE, sum(out.routing.count_GE for out in alone))
 
 
 def test_padding_changes_nothing_and_is_not_counted():
     decoder = model()
     tokens = torch.arange(20) % 50
     real = torch.arange(20) < 13
-    padded = decoder(tokens, Layout.of([0, 13, 20], CONFIG.block), torch.where(real, 5, -100), real)
+    layout = Layout.of([0, 13, 20], CONFIG.block, group_T=torch.where(real, 0, -1))
+    padded = decoder(tokens, layout, torch.where(real, 5, -100))
     alone = decoder(tokens[:13], Layout.of([0, 13], CONFIG.block), torch.full((13,), 5))
     torch.testing.assert_close(padded.loss_sum, alone.loss_sum, rtol=1e-12, atol=0)
-    torch.testing.assert_close(padded.prob_LE, alone.prob_LE, rtol=1e-9, atol=0)
-    assert torch.equal(padded.count_LE, alone.count_LE) and not padded.nll_T[13:].any()
+    torch.testing.assert_close(padded.routing.prob_GE, alone.routing.prob_GE, rtol=1e-9, atol=0)
+    assert torch.equal(padded.routing.count_GE, alone.routing.count_GE) and not padded.nll_T[13:].any()
 
 
 def test_chunked_loss_is_cross_entropy(monkeypatch):
@@ -67,9 +68,9 @@ def test_chunked_loss_is_cross_entropy(monkeypatch):
 
 
 def test_balance_loss_is_one_per_layer_when_even_and_adds_up():
-    count, prob = torch.full((3, 4), 10), torch.full((3, 4), 5.0)
+    count, prob = torch.full((3, 1, 4), 10), torch.full((3, 1, 4), 5.0)
     assert balance_loss(count, prob, 20).item() == pytest.approx(3)
-    one_favourite = balance_loss(torch.tensor([[20, 20, 0, 0]]), torch.tensor([[10.0, 10, 0, 0]]), 20)
+    one_favourite = balance_loss(torch.tensor([[[20, 20, 0, 0]]]), torch.tensor([[[10.0, 10, 0, 0]]]), 20)
     assert one_favourite.item() == pytest.approx(2)
     parts = [balance_loss(count, p, 20) for p in (prob * 0.25, prob * 0.75)]
     assert sum(parts).item() == pytest.approx(3)
