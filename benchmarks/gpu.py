@@ -1,6 +1,6 @@
 """GPU kernels and the trainer on one GPU, beside their peers: `python -m benchmarks.gpu --json FILE`.
 
-Under ten minutes. Sections: correctness (the kernels against float64), kernels (lightning attention beside flash-linear-attention's
+Under ten minutes. Sections: correctness (against float64), kernels (lightning attention beside flash-linear-attention's
 `chunk_simple_gla` and the memory floor), model (tokens/s and MFU of the `h100` preset). Each runs alone with
 --section; figures merge into the one JSON file. A peer that is not installed is left out.
 """
