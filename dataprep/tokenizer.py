@@ -43,6 +43,7 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PIECE = 1 << 20  # bytes of text that a library gets as one string: it takes 150 times as much memory
+TRAINING_PIECE = 1 << 12  # the same for training, whose time grows with the square of a word
 BLOCK = 4 << 20  # bytes of text in one call
 SAMPLED_PARTITIONS = 1000
 
@@ -121,27 +122,27 @@ def train(texts: Iterable[str], config: TokensConfig) -> bytes:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pieces = (data[a:b].decode() for data in (text.encode() for text in texts) for a, b in cuts(data, 0, len(data)))
+    pieces = (x[a:b].decode() for x in (text.encode() for text in texts) for a, b in cuts(x, 0, len(x), TRAINING_PIECE))
     tokenizer.train_from_iterator(pieces, trainer)
     return tokenizer.to_str().encode()
 
 
-def cuts(data: bytes | memoryview, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Pieces (start, end) of UTF-8 data[start:end], each at most PIECE bytes; at least one, though it be empty.
+def cuts(data: bytes | memoryview, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
+    """Pieces (start, end) of UTF-8 data[start:end], each at most `most` bytes; at least one, though it be empty.
 
     A cut lies, best first, behind a line break between visible characters, before a space between them, between any two
     characters. At the first two nearly all tokenisers cut anyway, so that the ids are those of the whole text; a
     SentencePiece model may begin a piece with one more `▁`.
     """
-    while end - start > PIECE:
-        window = data[start + PIECE // 2 : start + PIECE]
+    while end - start > most:
+        window = data[start + most // 2 : start + most]
         found = [m.end() - 1 for m in re.finditer(rb"[^\0-\x20]\n(?=[^\0-\x20])", window)][-1:]
         if found:
-            cut = start + PIECE // 2 + found[0] + 1
+            cut = start + most // 2 + found[0] + 1
         elif found := [m.end() - 1 for m in re.finditer(rb"[^\0-\x20] (?=[^\0-\x20])", window)][-1:]:
-            cut = start + PIECE // 2 + found[0]
+            cut = start + most // 2 + found[0]
         else:
-            cut = start + PIECE
+            cut = start + most
             while data[cut] & 0xC0 == 0x80:
                 cut -= 1
         yield start, cut
@@ -215,7 +216,7 @@ class Tokenizer:
     def _encode_by_library(self, data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows, texts = [], []
         for row, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
-            for a, b in cuts(data.data, start, end):
+            for a, b in cuts(data.data, start, end, PIECE):
                 rows.append(row)
                 texts.append(str(data.data[a:b], "utf-8", "replace"))
         found = self._backend.encode(texts)

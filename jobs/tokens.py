@@ -14,7 +14,7 @@ from jobs.config import Config
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
-VERSION = 2
+VERSION = 3
 
 
 @once_per_run

@@ -67,6 +67,13 @@ def test_training_does_not_depend_on_order_or_threads(monkeypatch) -> None:
     assert train(CORPUS[:4], CONFIG) != first
 
 
+def test_training_gets_no_word_longer_than_a_piece(monkeypatch) -> None:
+    """The library's training takes time by the square of a word's length: hours for a megabyte of one letter."""
+    monkeypatch.setattr(tokenizer, "TRAINING_PIECE", 8)
+    vocabulary = json.loads(train(["a" * 1000], CONFIG))["model"]["vocab"]
+    assert {"a" * 8} <= set(vocabulary) and not any("a" * 9 in token for token in vocabulary)
+
+
 def test_trained_vocabulary(trained: str) -> None:
     tok = load(trained, CONFIG)
     assert tok.vocab_size == CONFIG.vocab_size
@@ -165,9 +172,7 @@ def test_blocks_and_pieces_change_nothing(trained: str, monkeypatch, by_library:
 @given(st.text(alphabet="ab \n\t\u3000é漢🙂", max_size=300), st.integers(4, 60))
 def test_cuts_cover_the_text(text: str, size: int) -> None:
     data = b"?" + text.encode() + b"?"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer, "PIECE", size)
-        pieces = list(tokenizer.cuts(data, 1, len(data) - 1))
+    pieces = list(tokenizer.cuts(data, 1, len(data) - 1, size))
     assert "".join(data[a:b].decode() for a, b in pieces) == text
     assert all(b - a <= size for a, b in pieces)
     assert len(pieces) <= 1 + 4 * len(data) // size
@@ -182,9 +187,8 @@ def test_cuts_cover_the_text(text: str, size: int) -> None:
         ("漢".encode() * 9, ["漢".encode() * 6, "漢".encode() * 3]),
     ],
 )
-def test_where_a_long_text_is_cut(monkeypatch, text: bytes, pieces: list[bytes]) -> None:
-    monkeypatch.setattr(tokenizer, "PIECE", 20)
-    assert [text[a:b] for a, b in tokenizer.cuts(text, 0, len(text))] == pieces
+def test_where_a_long_text_is_cut(text: bytes, pieces: list[bytes]) -> None:
+    assert [text[a:b] for a, b in tokenizer.cuts(text, 0, len(text), 20)] == pieces
 
 
 @pytest.fixture(scope="module")
