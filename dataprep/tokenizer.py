@@ -57,7 +57,7 @@ class TokensConfig(BaseModel):
         default=None,
         description="path or URL of a tokenizer.json or a SentencePiece .model; null = train one on the corpus",
     )
-    vocab_size: int = Field(default=32768, ge=300, description="entries of the trained vocabulary")
+    vocab_size: int = Field(default=32768, ge=300, le=1 << 22, description="entries of the trained vocabulary")
     sample_mb: float = Field(default=100, gt=0, description="megabytes of text to train on")
     eos: str = Field(
         default=EOS, min_length=1, description="end-of-text token; for a loaded tokeniser the usual names as well"

@@ -61,8 +61,8 @@ def decoder(where: "Where", log: ShardLog, given: str | None) -> Callable[[np.nd
         return lambda ids: " ".join(map(str, ids.tolist()))
     try:
         digest = storage.xxhash.xxh3_128_hexdigest(storage.read_bytes(path))
-    except FileNotFoundError:
-        raise UserError(f"there is no tokeniser {path}; name it with --tokenizer") from None
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"the tokeniser {path} cannot be read ({error}); name it with --tokenizer") from None
     if log.stage.tokenizer not in (digest, storage.fingerprint(digest)):
         raise UserError(f"{path} is not the tokeniser that {log.directory} was packed with; give that one")
     return tokenizer.load(path, config).decode
