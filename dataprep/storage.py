@@ -33,6 +33,10 @@ class UserError(Exception):
     """A mistake the user can mend: shown as one line (what, where, what to do), without a stack trace."""
 
 
+class WrongURL(UserError, ValueError):
+    """No file system for a URL; a ValueError too, so that those who know which key names it can say so."""
+
+
 def is_local(path: str) -> bool:
     return "://" not in path or path.startswith("file://")
 
@@ -49,7 +53,7 @@ def filesystem(path: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:
-        raise UserError(f"cannot use {path}: {error}; correct the URL, or install what it needs") from None
+        raise WrongURL(f"cannot use {path}: {error}; correct the URL, or install what it needs") from None
 
 
 def join(base: str, *names: str) -> str:
@@ -100,6 +104,8 @@ def read_json(path: str) -> Any:
         return json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
+    except WrongURL:
+        raise
     except ValueError:
         raise UserError(f"{path} is damaged: no JSON any more; remove it and run the same command again") from None
 
