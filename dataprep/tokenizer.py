@@ -1,4 +1,4 @@
-"""Tokens: train a byte-level BPE tokeniser on a sample of the corpus, or load one, and encode documents with it.
+"""Tokens: load a tokeniser and encode documents with it.
 
 Text is text: a control token's name that occurs in a document ("<|endoftext|>") is encoded as the characters it
 consists of. Control tokens come from here alone: EOS behind every document and, if wanted, BOS before it.
@@ -6,46 +6,37 @@ consists of. Control tokens come from here alone: EOS behind every document and,
 Byte-level BPE is encoded by `dataprep.byte_level`, any other tokeniser by its own library. The ids are the library's.
 """
 
-import functools
 import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import tokenizers
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sentencepiece import SentencePieceProcessor
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dataprep.byte_level import ByteLevelBPE
 from dataprep.pretokenizer import Unsupported
-from dataprep.storage import UserError, array_buffers, arrow_file, binary_array, fingerprint, read_bytes
-from kernels.words import mix
+from dataprep.scripts import scripts_of
+from dataprep.storage import UserError, array_buffers, binary_array, fingerprint, read_bytes
 
 EOS = "<|endoftext|>"
 BOS = "<|startoftext|>"
 USUAL_EOS = (EOS, "</s>", "<eos>", "<|end_of_text|>", "<end_of_sentence>", "<|eos|>", "[EOS]", "<|im_end|>")
 USUAL_BOS = (BOS, "<s>", "<bos>", "<|begin_of_text|>", "<beginning_of_sentence>", "<|bos|>", "[BOS]", EOS)
 
-# Where text is cut before pairs are merged, as in cl100k: contractions, words with one leading character, numbers in
-# runs of up to three digits, punctuation, line breaks, white space. Combining marks belong to their words.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 PIECE = 1 << 20  # bytes of text that a library gets as one string: it takes 150 times as much memory
-TRAINING_PIECE = 1 << 12  # the same for training, whose time grows with the square of a word
+LINE_BREAK, SPACE = re.compile(rb"[^\0-\x20](\n)(?=[^\0-\x20])"), re.compile(rb"[^\0-\x20]( )(?=[^\0-\x20])")
 BLOCK = 4 << 20  # bytes of text in one call
-SAMPLED_PARTITIONS = 1000
+TOKENS = pa.schema([("doc", pa.uint64()), ("n_tokens", pa.uint32()), ("ids", pa.large_binary())])
 
 
 class TokensConfig(BaseModel):
@@ -57,8 +48,16 @@ class TokensConfig(BaseModel):
         default=None,
         description="path or URL of a tokenizer.json or a SentencePiece .model; null = train one on the corpus",
     )
+    kind: Literal["byte-level-bpe", "sentencepiece-bpe", "sentencepiece-unigram"] = Field(
+        default="byte-level-bpe", description="what to train; byte-level BPE is encoded many times faster"
+    )
     vocab_size: int = Field(default=32768, ge=300, le=1 << 22, description="entries of the trained vocabulary")
     sample_mb: float = Field(default=100, gt=0, description="megabytes of text to train on")
+    source_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default={},
+        description="weight of a source's bytes in the sample, 1 where none is given: 3 = three times its share, "
+        "as far as it has text; 0 = nothing of it",
+    )
     eos: str = Field(
         default=EOS, min_length=1, description="end-of-text token; for a loaded tokeniser the usual names as well"
     )
@@ -73,80 +72,45 @@ class TokensConfig(BaseModel):
         return value
 
 
-def sample(paths: list[str], config: TokensConfig) -> Iterator[str]:
-    """About `sample_mb` of text from corpus partitions (Parquet: doc, text), equal shares from at most 1000 of them.
-
-    Partitions, row groups and documents are taken in the order of a hash. A partition is read one row group at a time
-    until its share is full, so the cost is bounded however large the corpus is; its last document may be cut short.
-    """
-    chosen = sorted(paths, key=functools.partial(_rank, config.seed))[:SAMPLED_PARTITIONS]
-    for path in chosen:
-        yield from _sample_partition(path, config.sample_mb * 1e6 / len(chosen), config.seed)
-
-
-def _sample_partition(path: str, share: float, seed: int) -> Iterator[str]:
-    left = int(share)
-    with arrow_file(path) as file:
-        parquet = pq.ParquetFile(file)
-        for group in sorted(range(parquet.num_row_groups), key=lambda g: _rank(seed, f"{path}:{g}")):
-            documents = parquet.read_row_group(group, ["doc", "text"])
-            order = np.argsort(mix(documents["doc"].to_numpy() ^ np.uint64(_rank(seed, "doc"))))
-            for row in order:
-                data = documents["text"][row].as_py().encode()
-                yield data[:left].decode(errors="ignore")
-                left -= len(data)
-                if left <= 0:
-                    return
+def read(path: str) -> bytes:
+    """A tokeniser file's bytes; UserError where it cannot be read."""
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        raise UserError(f"tokens.tokenizer: there is no file {path}") from None
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(f"tokens.tokenizer: {path} cannot be read ({error}); name a tokeniser file") from None
 
 
-def _rank(seed: int, name: str) -> int:
-    """A path's hash rests on its last part, which does not change when the output directory moves."""
-    return xxhash.xxh3_64_intdigest(f"{seed}:{name.rsplit('/', 1)[-1]}".encode())
+def identity(data: bytes, config: TokensConfig) -> str:
+    """The fingerprint of a tokeniser: all that its ids depend on, wherever its file lies."""
+    return fingerprint([xxhash.xxh3_128_hexdigest(data), config.eos, config.bos])
 
 
-def train(texts: Iterable[str], config: TokensConfig) -> bytes:
-    """The bytes of a tokenizer.json: byte-level BPE with `vocab_size` entries, fewer if the texts run out of pairs.
-
-    The same texts give the same bytes, in any order and for any number of threads.
-    """
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.encode_special_tokens = True
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=[config.eos, BOS] if config.bos else [config.eos],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    pieces = (x[a:b].decode() for x in (text.encode() for text in texts) for a, b in cuts(x, 0, len(x), TRAINING_PIECE))
-    tokenizer.train_from_iterator(pieces, trainer)
-    return tokenizer.to_str().encode()
-
-
-def cuts(data: bytes | memoryview, start: int, end: int, most: int) -> Iterator[tuple[int, int]]:
-    """Pieces (start, end) of UTF-8 data[start:end], each at most `most` bytes; at least one, though it be empty.
+def cuts(
+    data: bytes | memoryview, start: int, end: int, space: bool = False, most: int = 0
+) -> Iterator[tuple[int, int]]:
+    """Pieces (start, end) of UTF-8 data[start:end], each at most `most` bytes (0: PIECE); at least one, though it be empty.
 
     A cut lies, best first, behind a line break between visible characters, before a space between them, between any two
-    characters. At the first two nearly all tokenisers cut anyway, so that the ids are those of the whole text; a
-    SentencePiece model may begin a piece with one more `▁`.
+    characters. At the first two nearly all tokenisers cut anyway, so that the ids are those of the whole text.
+    space: for a library that puts a space before every piece: cut at spaces only, which are left out, if there are any.
     """
+    most = most or PIECE
     while end - start > most:
-        window = data[start + most // 2 : start + most]
-        found = [m.end() - 1 for m in re.finditer(rb"[^\0-\x20]\n(?=[^\0-\x20])", window)][-1:]
-        if found:
-            cut = start + most // 2 + found[0] + 1
-        elif found := [m.end() - 1 for m in re.finditer(rb"[^\0-\x20] (?=[^\0-\x20])", window)][-1:]:
-            cut = start + most // 2 + found[0]
+        middle = start + most // 2
+        window = data[middle : start + most]
+        breaks = [] if space else [m.end(1) for m in LINE_BREAK.finditer(window)][-1:]
+        if breaks := breaks or [m.start(1) for m in SPACE.finditer(window)][-1:]:
+            cut = behind = middle + breaks[0]
+            behind += space
         else:
             cut = start + most
             while data[cut] & 0xC0 == 0x80:
                 cut -= 1
+            behind = cut
         yield start, cut
-        start = cut
+        start = behind
     yield start, end
 
 
@@ -160,15 +124,13 @@ class Backend:
     vocab_size: int  # highest id + 1
     control: tuple[str, ...]  # names of the control tokens
     fast: ByteLevelBPE | None = None  # encodes instead, to the same ids
+    adds_space: bool = False  # before every text
 
 
 class Tokenizer:
-    """A loaded tokeniser. eos, bos: ids (bos None if not wanted). dtype: "uint16" or "uint32", by vocab_size.
+    """A loaded tokeniser. eos, bos: ids (bos None if not wanted). dtype: "uint16" or "uint32", by vocab_size."""
 
-    fingerprint: stands for the file's bytes and the choice of EOS and BOS.
-    """
-
-    def __init__(self, backend: Backend, data: bytes, path: str, config: TokensConfig):
+    def __init__(self, backend: Backend, path: str, config: TokensConfig):
         self._backend = backend
         self.vocab_size = backend.vocab_size
         self.dtype = "uint16" if self.vocab_size <= 1 << 16 else "uint32"
@@ -186,7 +148,6 @@ class Tokenizer:
                     f"{path} would turn the text {name!r} into the control token of that name, so any document could "
                     "end itself; give another tokeniser (a SentencePiece model in its own .model form)"
                 )
-        self.fingerprint = fingerprint([xxhash.xxh3_128_hexdigest(data), self.eos, self.bos])
 
     def _find(self, what: str, names: tuple[str, ...], where: str) -> tuple[str, int]:
         for name in names:
@@ -216,7 +177,7 @@ class Tokenizer:
     def _encode_by_library(self, data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows, texts = [], []
         for row, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
-            for a, b in cuts(data.data, start, end, PIECE):
+            for a, b in cuts(data.data, start, end, self._backend.adds_space):
                 rows.append(row)
                 texts.append(str(data.data[a:b], "utf-8", "replace"))
         found = self._backend.encode(texts)
@@ -241,16 +202,13 @@ def _rows(offsets: np.ndarray) -> Iterator[range]:
 
 def load(path: str, config: TokensConfig) -> Tokenizer:
     """The tokeniser in a tokenizer.json or SentencePiece .model. UserError if it cannot be read or lacks EOS or BOS."""
-    try:
-        data = read_bytes(path)
-    except FileNotFoundError:
-        raise UserError(f"tokens.tokenizer: there is no file {path}") from None
+    data = read(path)
     try:
         backend = _sentencepiece(data) if path.endswith(".model") else _huggingface(data, config)
     except Exception as error:  # the libraries raise plain Exception and RuntimeError
         kind = "SentencePiece model" if path.endswith(".model") else "tokenizer.json"
         raise UserError(f"tokens.tokenizer: {path} is not a {kind} that can be read: {error}") from None
-    return Tokenizer(backend, data, path, config)
+    return Tokenizer(backend, path, config)
 
 
 def _huggingface(data: bytes, config: TokensConfig) -> Backend:
@@ -301,33 +259,34 @@ def _sentencepiece(data: bytes) -> Backend:
         token_id=token_id,
         vocab_size=size,
         control=tuple(processor.IdToPiece(k) for k in range(size) if processor.IsControl(k)),
+        adds_space=processor.EncodeAsPieces("a")[0].startswith("\u2581"),
     )
 
 
-def encode_table(documents: pa.Table, tokenizer: Tokenizer) -> tuple[pa.Table, dict[str, Any]]:
-    """The `tokens` table of documents(doc, source, text), row by row, and its aggregates.
-
-    Columns: doc; n_tokens uint32; ids large_binary (little-endian `tokenizer.dtype`). Aggregates: documents, tokens and
-    bytes of text, each source -> count.
-    """
-    ids, offsets = tokenizer.encode(documents["text"])
+def encode_table(documents: pa.Table, tokenizer: Tokenizer) -> tuple[pa.Table, pa.Table]:
+    """The `tokens` table (TOKENS) of documents(doc, source, text), row by row, and what `aggregates` needs of them."""
+    text = documents["text"]
+    ids, offsets = tokenizer.encode(text)
     little = ids.astype(ids.dtype.newbyteorder("<"), copy=False)
     n_tokens = pa.array(np.diff(offsets), pa.uint32())
-    table = pa.table(
-        {
-            "doc": documents["doc"],
-            "n_tokens": n_tokens,
-            "ids": binary_array(little.view(np.uint8), offsets * ids.itemsize),
-        }
-    )
-    counted = pa.table(
-        {
-            "source": documents["source"].cast(pa.string()),
-            "tokens": n_tokens,
-            "bytes": pc.binary_length(documents["text"]),
-        }
-    )
-    sums = counted.group_by("source").aggregate([("tokens", "count"), ("tokens", "sum"), ("bytes", "sum")])
-    rows = sums.sort_by("source").to_pylist()
-    columns = {"documents": "tokens_count", "tokens": "tokens_sum", "bytes": "bytes_sum"}
-    return table, {name: {row["source"]: row[column] for row in rows} for name, column in columns.items()}
+    encoded = binary_array(little.view(np.uint8), offsets * ids.itemsize)
+    counted = {
+        "source": documents["source"].cast(pa.string()),
+        "script": scripts_of(text).cast(pa.string()),
+        "tokens": n_tokens,
+        "bytes": pc.binary_length(text),
+    }
+    return pa.table([documents["doc"], n_tokens, encoded], TOKENS), pa.table(counted)
+
+
+def aggregates(counted: pa.Table) -> dict[str, Any]:
+    """documents, tokens and bytes of text, each source -> count; scripts: script -> {tokens, bytes}."""
+    columns = {"documents": ("tokens", "count"), "tokens": ("tokens", "sum"), "bytes": ("bytes", "sum")}
+
+    def sums(key: str) -> list[dict[str, Any]]:
+        return counted.group_by(key).aggregate(list(columns.values())).sort_by(key).to_pylist()
+
+    sources = sums("source")
+    by_source = {name: {row["source"]: row["_".join(c)] for row in sources} for name, c in columns.items()}
+    scripts = {row["script"]: {"tokens": row["tokens_sum"], "bytes": row["bytes_sum"]} for row in sums("script")}
+    return by_source | {"scripts": scripts}

@@ -55,6 +55,7 @@ class Config(BaseSettings):
         for key, names, known in (
             ("quality.by_source", self.quality.by_source, sources),
             ("quality.tiers", [tier.source for tier in self.quality.tiers if tier.source], sources),
+            ("tokens.source_weights", self.tokens.source_weights, sources),
             ("dedup.source_priority", self.dedup.source_priority, sources),
             ("train.stages", self.train.stages, stages),
         ):

@@ -22,9 +22,10 @@ NOT_CONTENT = {"paths", "include", "exclude", "max_bytes"}  # keys that choose f
 
 @dataclass(frozen=True)
 class Partition:
-    """One Parquet file of documents: what every later step maps over."""
+    """One Parquet file of documents, all of one source: what every later step maps over."""
 
     key: str
+    source: str
     documents: str
     fingerprint: str
     bytes: int
@@ -66,7 +67,11 @@ def partitions(engine: Engine, config: Config) -> list[Partition]:
     """The corpus as its partitions, in document order. UserError where there is not one document."""
     found = [
         Partition(
-            f"{c.key}-{name.removeprefix('documents-')}", c.path(name), c.files[name]["xxh3"], c.files[name]["bytes"]
+            f"{c.key}-{name.removeprefix('documents-')}",
+            next(iter(c.aggregates["documents"])),
+            c.path(name),
+            c.files[name]["xxh3"],
+            c.files[name]["bytes"],
         )
         for c in build(engine, config)
         for name in sorted(c.files)

@@ -128,6 +128,10 @@ def prepare(engine: Engine, config: Config) -> Prepared:
     coder = tokenizer.load(path, config.tokens)
     # The plan holds counts; the shards hold ids. Both go into the fingerprint that names and guards the shards.
     fingerprint = storage.fingerprint([plan.fingerprint, tokenizer_print, {c.key: c.fingerprint for c in ids}])
+    if not engine.dry_run:  # the trainer evaluates with the tokeniser
+        here = path.removeprefix(f"{engine.root}/")
+        used = {"path": here, "tokenizer": tokenizer_print, "eos": config.tokens.eos, "bos": config.tokens.bos}
+        storage.ensure_json(storage.join(engine.root, "latest", "vocabulary.json"), used)
     stages = []
     for stage in (plan.held_out, *plan.stages):
         info = plan.stage_info(stage.name, coder.vocab_size, coder.eos, tokenizer_print, "heartbeat.json")

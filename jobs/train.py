@@ -5,6 +5,7 @@ if not __package__:  # run as a script
 
 import argparse
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -119,7 +120,8 @@ def following(root: str, stages: list[str]) -> Iterator[None]:
                     said = (stage, last["step"])
                     say(
                         f"train {stage}: {last['stage_tokens']:,} tokens, step {last['step']}, "
-                        f"loss {last['loss']:.3f}, lr {last['lr']:.1e}, {last['tokens_per_second']:,.0f} tokens/s"
+                        f"loss {last['loss'] or math.nan:.3f}, lr {last['lr']:.1e}, "
+                        f"{last['tokens_per_second']:,.0f} tokens/s"
                     )
                 break
 

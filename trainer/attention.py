@@ -1,16 +1,26 @@
 """The two kinds of attention over packed documents: lightning (linear, with decay) and softmax with partial RoPE.
 
-Shape suffixes, here and in `model.py` and `moe.py`: T tokens of the packed stream, D hidden, H heads, K key/value
-heads, N head dimension, R rotary dimension, V vocabulary, L layers, E experts, A experts per token, S = T * A rows
-sorted by expert, F expert FFN, C chunks of the stream, B tokens per chunk (the block), G chunks of one scan step.
+Shape suffixes, here and in `model.py`, `moe.py` and `grouped.py`: T tokens of the packed stream (under context
+parallelism this rank's slice of it), D hidden, H heads, K key/value heads, N head dimension, r half of the rotary
+dimension, V vocabulary, L layers, E experts, A experts per token, S = T * A rows sorted by expert, F expert FFN (of
+any matrix: O rows out, I in), G routing groups, R ranks; of lightning attention: C chunks of the stream, B tokens per
+chunk (the block), G chunks of one scan step, X = N * N entries of a state. A digit is a dimension of that size.
 """
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
+
+from trainer.collectives import AllGather
+from trainer.documents import attend_documents
+
+if TYPE_CHECKING:
+    from kernels.lightning_attention import Segments
 
 SCAN = 32  # chunks that the scan over states combines with one matrix product
 
@@ -25,33 +35,78 @@ class Layout:
 
     Chunks are cut from the stream, not from the documents, so that no token is padded however short the documents
     are; masks keep a chunk's documents apart. The stream's end is padded to a whole chunk (document -1).
+
+    Under context parallelism the ranks of `cp` hold equal slices of the stream, in order, and everything here is about
+    this rank's slice; only its first document may have begun on a rank before.
     """
 
-    cu_seqlens: list[int]  # document i is tokens [cu_seqlens[i], cu_seqlens[i + 1])
+    cu_seqlens: list[int]  # document i is tokens [cu_seqlens[i], cu_seqlens[i + 1]) of the slice
+    cu_keys: list[int]  # its keys, those of ranks before too, are [cu_keys[i], cu_keys[i + 1]) of the stream's `keys`
+    keys: slice
+    part: slice  # where the slice lies in the stream
     cu_seqlens_device: Tensor  # the same, int32
+    cu_keys_device: Tensor
+    longest: tuple[int, int]  # most queries and most keys of one document
     position_T: Tensor  # int64, restarts at every document
+    group_T: Tensor  # int64: the routing group of the token (`moe.py`); -1: padding
+    member_GT: Tensor  # the same as a mask
     same_C1BB: Tensor  # query and key belong to one document
     inward_C1B1: Tensor  # the token belongs to the document that the state coming into the chunk belongs to
     outward_C1B1: Tensor  # ... to the one that the state leaving the chunk belongs to: its last
     last_C: Tensor  # that last document
+    reached_C: Tensor  # the state coming into the chunk holds a document that began on a rank before
+    between_R: Tensor  # tokens between rank R's slice and this one; infinite where its last document ends before
+    segments: "Segments | None"  # on a GPU whose slice is the whole stream: what our kernels read
+    cp: DeviceMesh | None
 
     @classmethod
-    def of(cls, cu_seqlens: list[int], block: int, device: torch.device | str = "cpu") -> "Layout":
+    def of(
+        cls, cu_seqlens: list[int], block: int, device: torch.device | str = "cpu",
+        group_T: Tensor | None = None, groups: int = 1, cp: DeviceMesh | None = None,
+    ) -> "Layout":  # fmt: skip
+        """Of the whole stream's documents (and groups: by default one without padding), the part of this rank."""
         cu = torch.tensor(cu_seqlens, dtype=torch.int64)
-        lengths = cu.diff()
-        document = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        position = torch.arange(len(document)) - torch.repeat_interleave(cu[:-1], lengths)
-        chunked = F.pad(document, (0, -len(document) % block), value=-1).view(-1, block).to(device)
-        last = chunked[:, -1]
-        before = F.pad(last[:-1], (1, 0), value=-2)
+        whole = torch.repeat_interleave(torch.arange(len(cu) - 1), cu.diff())
+        rank, ranks = (0, 1) if cp is None else (cp.get_local_rank(), cp.size())
+        tokens = len(whole) // ranks
+        assert tokens * ranks == len(whole)
+        start, stop = rank * tokens, (rank + 1) * tokens
+
+        document = whole[start:stop]
+        group_T = (torch.zeros_like(whole) if group_T is None else group_T.cpu())[start:stop]
+        local = torch.unique(cu.clamp(start, stop) - start)
+        first_key = int(cu[document[0]])
+        keys = F.pad(local[1:] + start - first_key, (1, 0))
+        chunked = F.pad(document, (0, -tokens % block), value=-1).view(-1, block)
+        last = F.pad(chunked[:-1, -1], (0, 1), value=int(document[-1]))
+        incoming = int(whole[start - 1]) if rank else -2
+        before = F.pad(last[:-1], (1, 0), value=incoming)
+        ends = whole[tokens - 1 :: tokens][:rank]  # the last document of every rank before
+        between = torch.arange(rank - 1, -1, -1).double().mul(tokens).masked_fill(ends != document[0], torch.inf)
+        segments = None
+        if torch.device(device).type == "cuda" and cp is None:
+            from kernels.lightning_attention import Segments
+
+            segments = Segments.of(local.tolist(), device)
         return cls(
-            cu_seqlens=cu_seqlens,
-            cu_seqlens_device=cu.to(device, torch.int32),
-            position_T=position.to(device),
-            same_C1BB=(chunked[:, :, None] == chunked[:, None, :])[:, None],
-            inward_C1B1=(chunked == before[:, None])[:, None, :, None],
-            outward_C1B1=(chunked == last[:, None])[:, None, :, None],
-            last_C=last,
+            cu_seqlens=local.tolist(),
+            cu_keys=keys.tolist(),
+            keys=slice(first_key, stop),
+            part=slice(start, stop),
+            cu_seqlens_device=local.to(device, torch.int32),
+            cu_keys_device=keys.to(device, torch.int32),
+            longest=(int(local.diff().max()), int(keys.diff().max())),
+            position_T=(torch.arange(start, stop) - cu[document]).to(device),
+            group_T=group_T.to(device),
+            member_GT=(group_T == torch.arange(groups)[:, None]).to(device),
+            same_C1BB=(chunked[:, :, None] == chunked[:, None, :])[:, None].to(device),
+            inward_C1B1=(chunked == before[:, None])[:, None, :, None].to(device),
+            outward_C1B1=(chunked == last[:, None])[:, None, :, None].to(device),
+            last_C=last.to(device),
+            reached_C=(before == incoming).to(device),
+            between_R=F.pad(between, (0, ranks - rank), value=torch.inf).to(device),
+            segments=segments,
+            cp=cp,
         )
 
 
@@ -63,6 +118,7 @@ class Decay:
     query_HB1: Tensor  # from the state before the chunk to query i
     key_HB1: Tensor  # from key j to the state after the chunk
     chunk_HGG: Tensor  # from one chunk's state to a later one's, 0 where it is earlier
+    slope_H11: Tensor  # float64
 
 
 def slopes(heads: int, layer: int, layers: int) -> Tensor:
@@ -81,15 +137,30 @@ def decay(heads: int, layer: int, layers: int, block: int, device: torch.device,
     def triangle(n: Tensor, unit: int) -> Tensor:
         return torch.exp(-s_H11 * unit * (n[:, None] - n).clamp(min=0)).tril()
 
-    powers = (triangle(i, 1), torch.exp(-s_H11 * (i[:, None] + 1)), torch.exp(-s_H11 * (block - 1 - i[:, None])))
-    return Decay(*(p.to(device, at_least_float32(dtype)) for p in (*powers, triangle(g, block))))
+    def put(power: Tensor) -> Tensor:
+        return power.to(device, at_least_float32(dtype))
+
+    query, key = torch.exp(-s_H11 * (i[:, None] + 1)), torch.exp(-s_H11 * (block - 1 - i[:, None]))
+    return Decay(put(triangle(i, 1)), put(query), put(key), put(triangle(g, block)), s_H11.to(device))
 
 
-def lightning_attention(q_THN: Tensor, k_THN: Tensor, v_THN: Tensor, decay: Decay, layout: Layout) -> Tensor:
+def lightning_attention(qkv_TH3N: Tensor, decay: Decay, layout: Layout) -> Tensor:
     """`S_t = exp(-s) S_{t-1} + k_t v_t^T`, `o_t = q_t^T S_t`, with S = 0 where a document starts. Returns (T, H, N).
 
-    Within a chunk by masked matrix products, between chunks by a scan over the chunks' states.
+    q, k and v are the SiLU of what is given.
     """
+    if layout.segments is not None and qkv_TH3N.dtype != torch.float64:
+        from kernels import lightning_attention as kernel
+
+        if qkv_TH3N.shape[-1] // 3 in kernel.HEAD_SIZES:
+            slope_H = decay.slope_H11[:, 0, 0].float()
+            return kernel.lightning_attention(qkv_TH3N, slope_H, layout.segments, silu=True)[0]
+    q_THN, k_THN, v_THN = F.silu(qkv_TH3N).chunk(3, dim=-1)
+    return in_chunks(q_THN, k_THN, v_THN, decay, layout)
+
+
+def in_chunks(q_THN: Tensor, k_THN: Tensor, v_THN: Tensor, decay: Decay, layout: Layout) -> Tensor:
+    """The same in plain PyTorch: masked matrix products within a chunk, a scan over states between chunks."""
     tokens, dtype, block = len(q_THN), q_THN.dtype, decay.inner_HBB.shape[-1]
 
     def chunks(x_THN: Tensor) -> Tensor:
@@ -99,17 +170,44 @@ def lightning_attention(q_THN: Tensor, k_THN: Tensor, v_THN: Tensor, decay: Deca
     q_CHBN, k_CHBN, v_CHBN = chunks(q_THN), chunks(k_THN), chunks(v_THN)
     score_CHBB = (q_CHBN @ k_CHBN.mT).mul_(decay.inner_HBB).mul_(layout.same_C1BB)
     out_CHBN = score_CHBB @ v_CHBN
-    if len(q_CHBN) > 1:
-        key_CHBN = (k_CHBN * (decay.key_HB1 * layout.outward_C1B1)).to(dtype)
-        state_CHNN = scan(key_CHBN[:-1].mT @ v_CHBN[:-1], decay, layout.last_C)
-        query_CHBN = (q_CHBN * (decay.query_HB1 * layout.inward_C1B1)).to(dtype)
+    key_CHBN = (k_CHBN * (decay.key_HB1 * layout.outward_C1B1)).to(dtype)
+    query_CHBN = (q_CHBN * (decay.query_HB1 * layout.inward_C1B1)).to(dtype)
+    state_CHNN = scan(key_CHBN[:-1].mT @ v_CHBN[:-1], decay, layout.last_C)  # coming into all chunks but the first
+    if layout.cp is not None:
+        rows = (tokens - 1) % block + 1
+        state_CHNN = across_ranks(state_CHNN, k_CHBN[-1, :, :rows], v_CHBN[-1, :, :rows], decay, layout)
+        out_CHBN = out_CHBN + query_CHBN @ state_CHNN.to(dtype)
+    elif len(state_CHNN):
         out_CHBN = out_CHBN + F.pad(query_CHBN[1:] @ state_CHNN.to(dtype), (0, 0, 0, 0, 0, 0, 1, 0))
     return out_CHBN.transpose(1, 2).flatten(0, 1)[:tokens]
 
 
+def across_ranks(state_CHNN: Tensor, k_HBN: Tensor, v_HBN: Tensor, decay: Decay, layout: Layout) -> Tensor:
+    """LASP+ with decay and document boundaries: the states coming into all chunks, those of ranks before included.
+
+    state_CHNN: coming into all chunks but the first, as if the stream began with this slice. k, v: the last chunk's
+    tokens. (1) The state this rank ends with is gathered, (2) those of the ranks before that end in the document this
+    one begins with are summed, each decayed over the ranks between, and (3) since all is linear, the sum is added to
+    the states of the chunks it reaches, decayed over the chunks before.
+    """
+    assert layout.cp is not None
+    rows, wide = k_HBN.shape[1], decay.key_HB1.dtype
+    key_HBN = k_HBN * decay.key_HB1[:, -rows:] * layout.outward_C1B1[-1, :, :rows]
+    leaving_HNN = key_HBN.mT @ v_HBN.to(wide)
+    if len(state_CHNN):
+        goes_on = layout.last_C[-2] == layout.last_C[-1]
+        leaving_HNN = leaving_HNN + state_CHNN[-1] * decay.query_HB1[:, rows - 1 : rows] * goes_on
+    leaving_RHNN = AllGather.apply(leaving_HNN[None], layout.cp.get_group())
+    weight_HR = torch.exp(-decay.slope_H11[:, :, 0] * layout.between_R).to(wide)
+    coming_HNN = torch.einsum("hr,rhnm->hnm", weight_HR, leaving_RHNN)
+    chunk_C = torch.arange(len(layout.last_C), device=k_HBN.device) * decay.inner_HBB.shape[-1]
+    fade_CH11 = torch.exp(-decay.slope_H11 * chunk_C[:, None, None, None]) * layout.reached_C[:, None, None, None]
+    return F.pad(state_CHNN, (0, 0, 0, 0, 0, 0, 1, 0)) + fade_CH11.to(wide) * coming_HNN
+
+
 def scan(local_CHNN: Tensor, decay: Decay, last_C: Tensor) -> Tensor:
     """The state after every chunk, given each chunk's own contribution to it: SCAN chunks at a time."""
-    states = []
+    states = [local_CHNN.new_empty(0, *local_CHNN.shape[1:], dtype=decay.chunk_HGG.dtype).flatten(2)]
     carry_1HX: Tensor = local_CHNN.new_zeros(1, *local_CHNN.shape[1:]).flatten(2).to(decay.chunk_HGG.dtype)
     for start in range(0, len(local_CHNN), SCAN):
         local_GHX = torch.cat([carry_1HX, local_CHNN[start : start + SCAN].flatten(2)])
@@ -134,22 +232,24 @@ def rotate(x_THN: Tensor, cos_T1r: Tensor, sin_T1r: Tensor) -> Tensor:
     """Rotate the first R of the N dimensions, half-split: dimension i pairs with i + R/2."""
     half = cos_T1r.shape[-1]
     a, b, rest = x_THN.split([half, half, x_THN.shape[-1] - 2 * half], dim=-1)
-    return torch.cat([a * cos_T1r - b * sin_T1r, b * cos_T1r + a * sin_T1r, rest], dim=-1)
+    turned = a * cos_T1r - b * sin_T1r, b * cos_T1r + a * sin_T1r
+    return torch.cat([*(x.to(rest.dtype) for x in turned), rest], dim=-1)
 
 
 def softmax_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layout) -> Tensor:
-    """Causal attention within each document, scale N^-0.5; key/value heads shared by H/K query heads. (T, H, N)."""
+    """Causal attention within each document, scale N^-0.5; key/value heads shared by H/K query heads. (T, H, N).
+
+    Under context parallelism keys and values of the whole stream are gathered: a few heads have them.
+    """
+    if layout.cp is not None:
+        both_TKN = AllGather.apply(torch.cat([k_TKN, v_TKN], dim=1), layout.cp.get_group())
+        k_TKN, v_TKN = both_TKN[layout.keys].chunk(2, dim=1)
     if q_THN.is_cuda and q_THN.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
 
-        cu = layout.cu_seqlens_device
-        longest = max(b - a for a, b in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False))
+        cu = layout.cu_seqlens_device, layout.cu_keys_device
         k_THN, v_THN = (x.repeat_interleave(q_THN.shape[1] // x.shape[1], dim=1) for x in (k_TKN, v_TKN))
-        out_THN = varlen_attn(q_THN, k_THN, v_THN, cu, cu, longest, longest, window_size=(-1, 0))
+        out_THN = varlen_attn(q_THN, k_THN, v_THN, *cu, *layout.longest, window_size=(-1, 0))
         assert isinstance(out_THN, Tensor)
         return out_THN
-    out = []
-    for start, stop in zip(layout.cu_seqlens, layout.cu_seqlens[1:], strict=False):
-        q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (q_THN, k_TKN, v_TKN))
-        out.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)[0].transpose(0, 1))
-    return torch.cat(out)
+    return attend_documents(q_THN, k_TKN, v_TKN, layout.cu_seqlens_device, layout.cu_keys_device)

@@ -45,6 +45,17 @@ class ModelConfig(Section):
     ffn: int = Field(default=64, gt=0, description="inner width of one expert")
     experts: int = Field(default=4, gt=0, description="experts per layer")
     top_k: int = Field(default=2, gt=0, description="experts that each token uses")
+    routing_group: int = Field(
+        default=1, gt=0, description="sequences in a row that share expert capacity and balance loss"
+    )
+    capacity: Literal["none", "group", "ep_group"] = Field(
+        default="none",
+        description="what shares an expert's capacity: none (no token is dropped), a routing group, or ep_group: all "
+        "that expert-parallel groups hold at one time (the paper's global router; it depends on the mesh)",
+    )
+    capacity_factor: float = Field(
+        default=1.25, gt=0, description="an expert's capacity, in units of its even share of the assignments"
+    )
     aux_loss: float = Field(default=0.01, ge=0, description="weight of the experts' balance loss")
     block: int = Field(default=64, gt=0, description="tokens that lightning attention handles with one matrix product")
     norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of the RMS norms")
@@ -70,13 +81,23 @@ class ModelConfig(Section):
 
 
 class Phase(Section):
-    """A stretch of a stage's learning rate: from where the phase before it ended (at first: 0) to `lr`."""
+    """A stretch of a stage's learning rate: from where the phase before it ended (at first: 0) to `lr`.
 
-    share: float = Field(gt=0, le=1, description="share of the stage's planned tokens")
+    It lasts `share` of the stage's planned tokens, or `tokens`; the one phase that says neither takes what is left.
+    """
+
+    share: float | None = Field(default=None, gt=0, le=1, description="share of the stage's planned tokens")
+    tokens: int | None = Field(default=None, gt=0, description="tokens that the phase lasts")
     lr: float = Field(ge=0, description="learning rate at the end of the phase")
     shape: Literal["linear", "cosine", "exponential", "constant"] = Field(
         default="linear", description="the way there; constant: the rate is lr from the phase's first token on"
     )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Phase":
+        if self.share is not None and self.tokens is not None:
+            raise ValueError(f"a phase has a share ({self.share:g}) or tokens ({self.tokens}), not both; drop one")
+        return self
 
 
 Schedule = tuple[Phase, ...]
@@ -89,6 +110,19 @@ class OptimizerConfig(Section):
     eps: float = Field(default=1e-8, gt=0, description="epsilon of the update")
     weight_decay: float = Field(default=0.1, ge=0, description="decoupled weight decay of the matrices")
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+
+
+class ParallelConfig(Section):
+    """How the processes share the work: their number is dp_replicate x dp_shard x cp."""
+
+    dp_replicate: int = Field(default=1, gt=0, description="copies of the sharded model (HSDP)")
+    dp_shard: int = Field(
+        default=0, ge=0, description="data-parallel ranks that share out one model's weights (FSDP2); 0: all there are"
+    )
+    cp: int = Field(default=1, gt=0, description="ranks that share one sequence's tokens (context parallelism)")
+    ep: int = Field(
+        default=1, gt=0, description="ranks, out of dp_shard x cp, that share out the experts (expert parallelism)"
+    )
 
 
 class TrainConfig(Section):
@@ -107,13 +141,28 @@ class TrainConfig(Section):
     )  # fmt: skip
     stages: dict[str, Schedule] = Field(default={}, description="schedules of single stages, where not the default")
     seed: int = Field(default=0, description="decides the initial weights")
+    weights: str | None = Field(
+        default=None, description="a directory of a MiniMax decoder (config.json, safetensors) to start from instead"
+    )
     evaluate_tokens: int = Field(
         default=65536, ge=0, description="held-out tokens to evaluate on after each stage; 0: none"
+    )
+    evaluate_needles: int = Field(
+        default=1, ge=0, description="needles and keys to look for at each length and depth, after each stage; 0: none"
+    )
+    max_skipped: int = Field(
+        default=10, ge=0, description="steps of a stage that may be skipped for a loss or gradient that is not finite"
+    )
+    spike: float = Field(
+        default=6.0,
+        gt=0,
+        description="deviations above the mean of 100 steps from which a loss is logged as a spike",
     )
     quarantined: Literal["stop", "mask"] = Field(
         default="stop", description="at sequences in quarantine (jobs/shards.py): stop, or go on, with them masked"
     )
     export: bool = Field(default=True, description="write the last stage's model for transformers")
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="the processes' mesh")
     workers: int = Field(default=1, gt=0, description="training processes")
     cpus_per_worker: float = Field(
         default=0, ge=0, description="CPUs that Ray sets aside per worker; 0: it runs beside whatever else they do"
@@ -123,24 +172,56 @@ class TrainConfig(Section):
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
         default="float32", description="of the computation; the weights stay float32, or float64 with float64"
     )
+    checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none",
+        description="activations of a layer to compute again in the backward pass: none, all but those of matrix "
+        "products and attention, or all",
+    )
+    compile: bool = Field(default=False, description="compile every layer with torch.compile")
+    peak_tflops: float | None = Field(
+        default=None, gt=0, description="a device's peak, for the MFU; null: known for A100, H100, H200, B200"
+    )
     checkpoint_steps: int = Field(default=100, gt=0, description="steps between two checkpoints")
     keep: int = Field(default=2, gt=0, description="checkpoints to keep while a stage runs")
+    keep_every: int | None = Field(
+        default=None, gt=0, description="milestones: checkpoints at multiples of this many steps are kept for ever"
+    )
 
     @field_validator("schedule", "stages")
     @classmethod
     def _whole(cls, value: Any) -> Any:
         for phases in value.values() if isinstance(value, dict) else [value]:
-            if abs((total := sum(p.share for p in phases)) - 1) > 1e-6:
+            rest = sum(p.share is None and p.tokens is None for p in phases)
+            total = sum(p.share or 0 for p in phases)
+            if not phases or rest > 1:
+                raise ValueError(f"{rest or 'no'} phases without share or tokens: it may have one such")
+            if total > 1 + 1e-6 or (all(p.share for p in phases) and total < 1 - 1e-6):
                 raise ValueError(f"the shares of a schedule's phases are {total:g} together; they must make 1")
             starts = [0.0, *(p.lr for p in phases)]
             if any(p.shape == "exponential" and 0 in (a, p.lr) for a, p in zip(starts, phases, strict=False)):
                 raise ValueError("an exponential phase cannot start or end at a learning rate of 0")
         return value
 
+    @model_validator(mode="after")
+    def _marks(self) -> "TrainConfig":
+        if any(mark <= 0 or tokens <= 0 for mark, tokens in self.batch_marks.items()):
+            raise ValueError(f"batch_marks is {self.batch_marks}: tokens seen and tokens of a batch must be above 0")
+        if self.compile and self.device == "cuda" and self.dtype != "bfloat16":
+            raise ValueError(
+                f"compile on cuda needs dtype bfloat16, not {self.dtype}: its packed attention has no other"
+            )
+        if self.keep_every and self.keep_every % self.checkpoint_steps:
+            raise ValueError(
+                f"keep_every is {self.keep_every}: no multiple of checkpoint_steps ({self.checkpoint_steps}), so "
+                "none of its steps would be saved"
+            )
+        return self
+
     def identity(self, plan: str) -> str:
         """12 digits that name a training run; the same however often it is saved and on whatever workers it runs."""
         how = {
-            "workers", "cpus_per_worker", "threads", "device", "micro_tokens", "checkpoint_steps", "keep", "export",
-            "quarantined",
+            "parallel", "workers", "cpus_per_worker", "threads", "device", "micro_tokens", "checkpoint_steps", "keep",
+            "keep_every", "export", "compile", "checkpointing", "peak_tflops", "spike", "max_skipped",
+            "evaluate_needles", "quarantined",
         }  # fmt: skip
         return fingerprint([self.model_dump(mode="json", exclude=how), plan])[:12]

@@ -6,24 +6,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
 
 from dataprep.storage import UserError, absolute, is_local, join, read_json, write_json
-from mixer.reader import ShardLog
-from trainer import checkpoint, hf
+from mixer.batches import BatchSizes
+from mixer.reader import ShardLog, StageInfo
+from trainer import checkpoint, hf, signals
 from trainer.checkpoint import Damaged, Progress
+from trainer.collectives import clip_gradients
 from trainer.config import TrainConfig
+from trainer.cost import check_memory, explained, memory_needed, memory_used, peak_flops, step_flops
 from trainer.data import available, micro_batches
 from trainer.evaluate import evaluate
-from trainer.metrics import Metrics, loss_by_source, mean_by_source
-from trainer.model import Decoder
-from trainer.moe import balance_loss
+from trainer.metrics import Metrics, group_means, group_names, group_sums
+from trainer.model import Decoder, parameter_counts
+from trainer.moe import balance_loss, router_metrics
 from trainer.parallel import World, alone, build_model, build_optimizer, world
-from trainer.schedule import learning_rate
+from trainer.schedule import learning_rate, phase_ends
+from trainer.signals import Stopped
+from trainer.vocabulary import load as load_vocabulary
 
 HELD_OUT = "held-out"
 DONE = "done.json"
+EVALUATION = "evaluation.json"
 
 
 def open_log(root: str, stage: str, quarantined: Literal["stop", "mask"] = "stop") -> ShardLog:
@@ -64,11 +68,18 @@ def train(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any]:
     """Train the stages in this order, each from the one before it. Called on every rank of the process group.
 
     Finished stages are skipped, an interrupted one is resumed from its newest checkpoint. Returns `directory`,
-    `stages` (name -> its done.json) and `export` (a directory for transformers, or None).
+    `stages` (name -> its done.json) and `export` (a directory for transformers, or None). On SIGTERM it saves and
+    raises `signals.Stopped`.
     """
     root = local_root(root)
     directory = run_directory(config, root, stages)
-    with checkpoint.explained(directory), world(config) as ranks, alone(directory, ranks):
+    with (
+        explained(),
+        checkpoint.explained(directory),
+        signals.heeded(),
+        world(config) as ranks,
+        alone(directory, ranks),
+    ):
         ranks.broadcast(lambda: write_json(join(root, "latest", "train.json"), {"directory": directory.name}))
         done: dict[str, Any] = {}
         previous: Path | None = None
@@ -88,7 +99,15 @@ def train_stage(
 ) -> dict[str, Any]:
     """Train one stage to the end of its shards, which may still be growing; returns what done.json says."""
     log = open_log(root, stage, config.quarantined)
+    phase_ends(config.stages.get(stage, config.schedule), log.stage.tokens)  # raises where they do not fit
+    parameters = parameter_counts(config.model, log.stage.vocab_size)[0]
+    needed = memory_needed(
+        config, log.stage.vocab_size, log.stage.context, parameters, ranks.size // config.parallel.dp_replicate
+    )
+    check_memory(needed, ranks.device)
     model = build_model(config, log.stage.vocab_size, log.stage.rope_base, ranks)
+    if config.weights:
+        hf.load(model, Path(config.weights))
     optimizer = build_optimizer(config, model)
     progress = start(stage, directory, previous, log, model, optimizer, ranks)
     about = {
@@ -96,33 +115,77 @@ def train_stage(
         "rope_base": log.stage.rope_base, "vocabulary": log.stage.vocab_size, "eos": log.stage.eos,
         "config": config.model_dump(mode="json"),
     }  # fmt: skip
-    metrics = Metrics(directory, stage, log.stage.tokens, progress.step) if ranks.rank == 0 else None
+    metrics = Metrics(directory, log, progress.step, config.spike) if ranks.rank == 0 else None
+    saver = checkpoint.Saver(ranks, config.keep, config.keep_every)
     saved = progress.step if progress.sequence else -1
+    try:
+        stopped = False
+        while not stopped:
+            try:
+                if (stop := next_batch(log, progress, config, ranks)) <= progress.sequence:
+                    break
+            except Stopped:
+                stopped = True
+                break
+            record, stopped = step(model, optimizer, log, progress, stop, config, ranks)
+            if metrics is not None:
+                metrics.log(record, progress.sequence, stop)
+            progress.step, progress.sequence = record["step"], stop
+            progress.tokens, progress.stage_tokens = record["tokens"], record["stage_tokens"]
+            progress.skipped += record["loss"] is None
+            if progress.skipped > config.max_skipped:
+                raise UserError(
+                    f"stage {stage}, step {progress.step}: loss or gradient not finite, {progress.skipped} such "
+                    "steps; lower train.schedule's learning rates, or look at the documents in events.jsonl, and run "
+                    "again: it continues from the last checkpoint"
+                )
+            if progress.step % config.checkpoint_steps == 0 and not stopped:
+                saver.save(directory, model, optimizer, progress, about)
+                saved = progress.step
+        if saved != progress.step:
+            saver.save(directory, model, optimizer, progress, about)
+        saver.wait()
+        if stopped:
+            raise Stopped(f"stopped by SIGTERM and saved {directory / progress.checkpoint}")
+    finally:
+        saver.close()
 
-    batch = max(1, config.batch_tokens // log.stage.context)
-    while (stop := available(log, progress.sequence + batch, ranks)) > progress.sequence:
-        began = time.perf_counter()
-        record = step(model, optimizer, log, progress, stop, config, ranks)
-        if metrics is not None:
-            record["tokens_per_second"] = (record["tokens"] - progress.tokens) / (time.perf_counter() - began)
-            metrics.log(record)
-        progress.step, progress.sequence = record["step"], stop
-        progress.tokens, progress.stage_tokens = record["tokens"], record["stage_tokens"]
-        if progress.step % config.checkpoint_steps == 0:
-            checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
-            saved = progress.step
-
-    if saved != progress.step:
-        checkpoint.save(directory, model, optimizer, progress, about, ranks, config.keep)
     done: dict[str, Any] = {"stage": stage, "checkpoint": progress.checkpoint, "steps": progress.step}
     done |= {"tokens": progress.tokens, "stage_tokens": progress.stage_tokens}
     if config.evaluate_tokens:
-        done |= evaluate(model, open_log(root, HELD_OUT), config, ranks)
+        found = report(model, config, root, log.stage, progress, directory, ranks)
+        done |= {"held_out_loss": found["held_out"]["loss"], "held_out_tokens": found["held_out"]["tokens"]}
+        done |= {"held_out_bits_per_byte": found["held_out"]["bits_per_byte"]}
+        done |= {"held_out_sources": {name: score["loss"] for name, score in found["sources"].items()}}
     if metrics is not None:
         metrics.close()
         done |= metrics.summary()
         write_json(str(directory / DONE), done)
     return ranks.broadcast(lambda: done)
+
+
+def report(
+    model: Decoder, config: TrainConfig, root: str, stage: StageInfo, progress: Progress, directory: Path, ranks: World
+) -> dict[str, Any]:
+    """Evaluate, and write evaluation.json."""
+    vocabulary = load_vocabulary(root, stage.tokenizer, stage.vocab_size)
+    about = {"stage": stage.stage, "step": progress.step, "tokens": progress.tokens, "context": stage.context}
+    found = about | evaluate(model, open_log(root, HELD_OUT), stage, vocabulary, config, ranks)
+    ranks.broadcast(lambda: write_json(str(directory / EVALUATION), found))
+    return found
+
+
+def evaluate_newest(config: TrainConfig, root: str, stage: str) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of a stage, trained to its end or not; writes and returns evaluation.json."""
+    root = local_root(root)
+    directory = run_directory(config, root, [stage]) / stage
+    if not checkpoint.checkpoints(directory):
+        raise UserError(f"there is no checkpoint of stage {stage} at {directory}; train it first")
+    with explained(), world(config) as ranks:
+        log = open_log(root, stage)
+        model = build_model(config, log.stage.vocab_size, log.stage.rope_base, ranks)
+        progress = start(stage, directory, None, log, model, build_optimizer(config, model), ranks)
+        return report(model, config, root, log.stage, progress, directory, ranks)
 
 
 def start(
@@ -152,42 +215,70 @@ def start(
     return Progress(stage)
 
 
+def next_batch(log: ShardLog, progress: Progress, config: TrainConfig, ranks: World) -> int:
+    """Wait for the next step's sequences: where they stop."""
+    before = progress.tokens - progress.stage_tokens
+    sizes = BatchSizes(log.stage.context, config.batch_tokens, config.batch_marks, before)
+    return available(log, progress.sequence + sizes.at(progress.sequence), ranks)
+
+
 def step(
     model: Decoder, optimizer: torch.optim.Optimizer, log: ShardLog, progress: Progress, stop: int,
     config: TrainConfig, ranks: World,
-) -> dict[str, Any]:  # fmt: skip
-    """One optimiser step on the sequences from `progress.sequence` to `stop`; returns its metrics."""
-    batches = list(micro_batches(log, progress.sequence, stop, config, ranks))
-    counts = torch.tensor([[(b.target_T >= 0).sum(), b.real_T.sum()] for b in batches], device=ranks.device).sum(0)
-    targets, tokens = ranks.sum(counts).tolist()
-    stage_tokens = progress.stage_tokens + tokens
-    schedule = config.stages.get(log.stage.stage, config.schedule)
-    lr = learning_rate(schedule, min(1.0, stage_tokens / max(1, log.stage.tokens)))
+) -> tuple[dict[str, Any], bool]:  # fmt: skip
+    """One optimiser step on the sequences from `progress.sequence` to `stop`: its metrics, and whether to stop here.
 
-    sources = len(log.stage.sources)
-    sums = torch.zeros(2, sources + 1, dtype=torch.float64, device=ranks.device)  # the last column: balance loss
+    Where loss or gradient is not finite, nothing is changed, and the record's loss is None.
+    """
+    began, stage = time.perf_counter(), log.stage
+    batches = list(micro_batches(log, progress.sequence, stop, config, ranks))
+    waited = time.perf_counter() - began
+    counts = torch.zeros(4, dtype=torch.int64, device=ranks.device)
     for batch in batches:
-        out = model(batch.token_T, batch.layout, batch.target_T, batch.real_T)
-        balance = balance_loss(ranks.sum(out.count_LE), out.prob_LE, max(1, tokens))
-        loss = out.loss_sum / max(1, targets) + config.model.aux_loss * balance
-        (loss * ranks.size).backward()
-        sums[:, :sources] += loss_by_source(out.nll_T, batch, sources)
-        sums[0, sources] += balance.detach()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-    gradient = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    ranks.sum(sums)
-    loss = float(sums[0, :sources].sum()) / max(1, targets)
-    if not (math.isfinite(loss) and math.isfinite(gradient)):
-        raise UserError(
-            f"stage {log.stage.stage}, step {progress.step + 1}: loss {loss}, gradient norm {gradient}; "
-            "lower train.schedule's learning rates and run again: it continues from the last checkpoint"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
+        counts[0] += (batch.target_T >= 0).sum()
+        counts[1] += batch.real_T.sum()
+        if batch.layout.part.start == 0:  # one rank of those that share the sequences
+            counts[2] += int((batch.segments["length"] ** 2).sum())
+    counts[3] = signals.asked()
+    targets, tokens, squares, asked = ranks.sum(counts).tolist()
+    stage_tokens = progress.stage_tokens + tokens
+    lr = learning_rate(config.stages.get(stage.stage, config.schedule), stage_tokens, max(1, stage.tokens))
+
+    names = group_names(stage)
+    totals = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # loss, balance loss
+    groups = torch.zeros(2, sum(map(len, names.values())), dtype=torch.float64, device=ranks.device)
+    load_LE = torch.zeros(config.model.layers, config.model.experts, dtype=torch.int64, device=ranks.device)
+    entropy_L = torch.zeros(config.model.layers, dtype=torch.float64, device=ranks.device)
+    for batch in batches:
+        out = model(batch.token_T, batch.layout, batch.target_T)
+        balance = balance_loss(out.routing.count_GE, out.routing.prob_GE, max(1, tokens))
+        (out.loss_sum / max(1, targets) + config.model.aux_loss * balance).backward()
+        load_LE += out.routing.load_E
+        entropy_L += out.routing.entropy
+        totals += torch.stack([out.loss_sum.detach(), balance.detach()])
+        groups += group_sums(out.nll_T, batch, names)
+    gradient = float(clip_gradients(model.parameters(), config.optimizer.clip))
+    loss_sum, balance_sum = ranks.sum(totals).tolist()
+    finite = math.isfinite(loss_sum) and math.isfinite(gradient)
+    if finite:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
     optimizer.zero_grad()
-    return {
-        "stage": log.stage.stage, "step": progress.step + 1, "tokens": progress.tokens + tokens,
-        "stage_tokens": stage_tokens, "loss": loss, "balance": float(sums[0, sources]) / config.model.layers,
-        "gradient": gradient, "lr": lr, "sources": mean_by_source(sums[:, :sources], log.stage.sources),
+    for x in (groups, load_LE, entropy_L):
+        ranks.sum(x)
+    seconds = time.perf_counter() - began
+    peak = peak_flops(config, ranks.device)
+    record = {
+        "stage": stage.stage, "step": progress.step + 1, "tokens": progress.tokens + tokens,
+        "stage_tokens": stage_tokens, "sequences": stop - progress.sequence,
+        "loss": loss_sum / max(1, targets) if finite else None, "balance": balance_sum / config.model.layers,
+        "gradient": gradient if finite else None, "lr": lr, "seconds": seconds, "wait_seconds": waited,
+        "tokens_per_second": tokens / seconds, "memory_gb": memory_used(ranks.device), "mfu": None,
     }  # fmt: skip
+    if peak:
+        record["mfu"] = step_flops(config.model, stage.vocab_size, tokens, squares) / seconds / peak / ranks.size
+    if not finite:
+        return record | {"balance": None}, asked > 0
+    routing = router_metrics(load_LE, entropy_L, tokens, config.model.top_k)
+    return record | routing | group_means(groups, names), asked > 0

@@ -3,9 +3,10 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -21,9 +22,8 @@ from trainer.attention import (
     softmax_attention,
 )
 from trainer.config import ModelConfig
-from trainer.moe import MoE
-
-HEAD_CHUNK = 256  # tokens whose logits exist at one time
+from trainer.loss import head_loss
+from trainer.moe import MoE, Routing
 
 
 class RMSNorm(nn.Module):
@@ -51,9 +51,8 @@ class LightningAttention(nn.Module):
         self.norm = RMSNorm(width, config.lightning_norm_eps)
 
     def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
-        q_THN, k_THN, v_THN = F.silu(self.qkv_proj(x_TD)).unflatten(-1, (self.heads, -1)).chunk(3, dim=-1)
         powers = decay(self.heads, self.layer, self.layers, self.block, x_TD.device, x_TD.dtype)
-        out_THN = lightning_attention(q_THN, k_THN, v_THN, powers, layout)
+        out_THN = lightning_attention(self.qkv_proj(x_TD).unflatten(-1, (self.heads, -1)), powers, layout)
         return self.out_proj(self.norm(out_THN.flatten(1)) * self.output_gate(x_TD).sigmoid())
 
 
@@ -83,65 +82,22 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.self_attn = SoftmaxAttention(config) if config.is_softmax(layer) else LightningAttention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
-        self.mlp = MoE(config.hidden, config.experts, config.top_k, config.ffn)
+        self.mlp = MoE(config)
 
-    def forward(
-        self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout, real_T: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Routing]:
         x_TD = self.input_layernorm(x_TD)
         x_TD = torch.add(self.self_attn(x_TD, rotary, layout), x_TD, alpha=self.scale)
         x_TD = self.post_attention_layernorm(x_TD)
-        y_TD, count_E, prob_E = self.mlp(x_TD, real_T)
-        return torch.add(y_TD, x_TD, alpha=self.scale), count_E, prob_E
-
-
-class HeadLoss(torch.autograd.Function):
-    """Cross-entropy of the head's logits, a chunk of tokens at a time: the logits of a long batch never exist at once.
-
-    The gradient is taken in the forward pass, where the logits are. Returns the sum over targets (differentiable) and
-    each token's loss (T, 0 where the target is -100; for reporting only).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor) -> tuple[Tensor, Tensor]:
-        wide = at_least_float32(x_TD.dtype)
-        nll_T = x_TD.new_zeros(len(x_TD), dtype=wide)
-        needed = any(ctx.needs_input_grad)
-        grad_TD = torch.empty_like(x_TD) if needed else None
-        grad_VD = torch.zeros_like(weight_VD, dtype=wide) if needed else None
-        buffer_V = x_TD.new_empty(min(HEAD_CHUNK, len(x_TD)), len(weight_VD))
-        for start in range(0, len(x_TD), HEAD_CHUNK):
-            part = slice(start, start + HEAD_CHUNK)
-            x_D, target = x_TD[part], target_T[part, None]
-            real, target = target >= 0, target.clamp(min=0)
-            logits_V = torch.mm(x_D, weight_VD.T, out=buffer_V[: len(x_D)]).to(wide)
-            wanted, top = logits_V.gather(1, target), logits_V.amax(1, keepdim=True)
-            exp_V = logits_V.sub_(top).exp_()  # in place from here on: new memory costs more than the arithmetic
-            total = exp_V.sum(1, keepdim=True)
-            nll_T[part] = ((total.log() + top - wanted) * real)[:, 0]
-            if grad_TD is not None and grad_VD is not None:
-                grad_V = exp_V.div_(total).scatter_add_(1, target, exp_V.new_full((1, 1), -1.0).expand_as(target))
-                grad_V = grad_V.mul_(real).to(x_TD.dtype)
-                torch.mm(grad_V, weight_VD, out=grad_TD[part])
-                grad_VD += grad_V.T @ x_D
-        if needed:
-            ctx.save_for_backward(grad_TD, grad_VD)
-            ctx.dtype = weight_VD.dtype
-        ctx.mark_non_differentiable(nll_T)
-        return nll_T.sum(), nll_T
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_TD, grad_VD = ctx.saved_tensors
-        return grad_TD * grad.to(grad_TD.dtype), (grad_VD * grad).to(ctx.dtype), None
+        y_TD, routing = self.mlp(x_TD, layout)
+        return torch.add(y_TD, x_TD, alpha=self.scale), routing
 
 
 class Output(NamedTuple):
     loss_sum: Tensor  # over this batch's targets; 0 where none were given
     nll_T: Tensor  # each token's loss, without gradient
+    hit_T: Tensor  # whether its target has the largest logit
     logits_TV: Tensor | None  # only where no targets were given
-    count_LE: Tensor  # assignments per layer and expert
-    prob_LE: Tensor  # sums of routing probabilities
+    routing: Routing  # of all layers; its count_LGE over the ranks that share a group, the rest this rank's
 
 
 class Decoder(nn.Module):
@@ -153,24 +109,22 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         self.lm_head = linear(config.hidden, vocabulary)
 
-    def forward(
-        self, token_T: Tensor, layout: Layout, target_T: Tensor | None = None, real_T: Tensor | None = None
-    ) -> Output:
-        """Loss (or, without targets, logits) of a packed stream. `real_T` is false where a token is padding."""
+    def forward(self, token_T: Tensor, layout: Layout, target_T: Tensor | None = None) -> Output:
+        """Loss (or, without targets, logits) of a packed stream, or of this rank's slice of it."""
         x_TD = self.embed_tokens(token_T)
-        real_T = torch.ones_like(token_T, dtype=torch.bool) if real_T is None else real_T
-        rotary = rotary_angles(layout.position_T, self.config.rotary_dim, self.rope_base, x_TD.dtype)
-        counts, probs = [], []
+        wide = at_least_float32(x_TD.dtype)
+        rotary = rotary_angles(layout.position_T, self.config.rotary_dim, self.rope_base, wide)
+        layers = []
         for layer in self.layers:
-            x_TD, count_E, prob_E = layer(x_TD, rotary, layout, real_T)
-            counts.append(count_E)
-            probs.append(prob_E)
+            x_TD, routing = layer(x_TD, rotary, layout)
+            layers.append(routing)
         x_TD = self.norm(x_TD)
-        router = torch.stack(counts), torch.stack(probs)
+        routing = Routing(*map(torch.stack, zip(*layers, strict=True)))
+        if layout.cp is not None:
+            dist.all_reduce(routing.count_GE, group=layout.cp.get_group())
         if target_T is None:
-            return Output(x_TD.new_zeros(()), x_TD.new_zeros(0), self.lm_head(x_TD), *router)
-        loss_sum, nll_T = HeadLoss.apply(x_TD, self.lm_head.weight, target_T)
-        return Output(loss_sum, nll_T, None, *router)
+            return Output(x_TD.new_zeros(()), (none := x_TD.new_zeros(0)), none, self.lm_head(x_TD), routing)
+        return Output(*head_loss(x_TD, self.lm_head.weight, target_T), None, routing)
 
 
 def parameter_counts(config: ModelConfig, vocabulary: int) -> tuple[int, int]:
@@ -185,43 +139,48 @@ def parameter_counts(config: ModelConfig, vocabulary: int) -> tuple[int, int]:
 
 
 def matrices(name: str, full: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor, float]]:
-    """The matrices that one parameter holds side by side, each a view with its own Xavier initialisation and gain.
-
-    DeepNorm: value, output and FFN matrices have gain (8 layers)^(-1/4), the others 1.
+    """The matrices that one parameter (or one expert of it) holds side by side, each a view with its own Xavier
+    initialisation and gain: DeepNorm's (8 layers)^(-1/4) for value, output and FFN matrices, 1 for the others.
     """
     small = (8 * config.layers) ** -0.25
-    if name.endswith("experts.gate_up_proj"):
-        for e, expert in enumerate(full):
-            for part, half in zip(("gate", "up"), expert.chunk(2), strict=True):
-                yield f"{name}.{e}.{part}", half, small
-    elif name.endswith("experts.down_proj"):
-        for e, expert in enumerate(full):
-            yield f"{name}.{e}", expert, small
+    if ".gate_up_proj" in name:
+        yield from ((f"{name}.{part}", half, small) for part, half in zip(("gate", "up"), full.chunk(2), strict=True))
     elif name.endswith("qkv_proj.weight"):
         parts = full.view(config.heads, 3, config.head_dim, -1).unbind(1)
         yield from ((f"{name}.{part}", m, g) for part, m, g in zip("qkv", parts, (1.0, 1.0, small), strict=True))
     else:
-        yield name, full, small if name.endswith(("v_proj.weight", "o_proj.weight", "out_proj.weight")) else 1.0
+        gain_small = ".down_proj" in name or name.endswith(("v_proj.weight", "o_proj.weight", "out_proj.weight"))
+        yield name, full, small if gain_small else 1.0
+
+
+def xavier(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
+    """Normal values of variance `gain^2 * 2 / (rows + columns)` for every matrix, decided by seed and name alone."""
+    full = torch.empty(shape)
+    for key, matrix, gain in matrices(name, full, config):
+        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        deviation = gain * math.sqrt(2 / (matrix.shape[:-1].numel() + matrix.shape[-1]))
+        matrix.copy_(torch.randn(matrix.shape, generator=generator) * deviation)
+    return full
+
+
+def local_part(parameter: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
+    """What this rank holds of a parameter, and where in the whole that lies."""
+    if not isinstance(parameter, DTensor):
+        return parameter, tuple(slice(0, n) for n in parameter.shape)
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return parameter.to_local(), tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
 
 
 @torch.no_grad()
 def initialise(model: Decoder, seed: int) -> None:
-    """Xavier (normal) for every matrix, ones for the norms. The values depend on seed and name, never on the mesh."""
+    """Xavier for every matrix, ones for the norms: the same on every mesh, one matrix in memory at a time."""
     for name, parameter in model.named_parameters():
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        full = torch.ones(parameter.shape)
-        if parameter.ndim > 1:
-            for key, matrix, gain in matrices(name, full, model.config):
-                generator = torch.Generator().manual_seed(
-                    int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8], "little", signed=True)
-                )
-                rows, columns = matrix.shape[:-1].numel(), matrix.shape[-1]
-                values = torch.randn(matrix.shape, generator=generator)
-                matrix.copy_(values * (gain * math.sqrt(2 / (rows + columns))))
-        if isinstance(parameter, DTensor):
-            shape, offset = compute_local_shape_and_global_offset(
-                parameter.shape, parameter.device_mesh, parameter.placements
-            )
-            for dim, (start, length) in enumerate(zip(offset, shape, strict=True)):
-                full = full.narrow(dim, start, length)
-        local.copy_(full)
+        local, part = local_part(parameter)
+        if parameter.ndim == 1:
+            local.fill_(1.0)
+        elif parameter.ndim == 2:
+            local.copy_(xavier(name, parameter.shape, model.config, seed)[part])
+        else:
+            for expert, number in zip(local, range(part[0].start, part[0].stop), strict=True):
+                expert.copy_(xavier(f"{name}.{number}", parameter.shape[1:], model.config, seed)[part[1:]])

@@ -1,12 +1,33 @@
-"""The mixture of experts: top-k routing without dropped tokens, its balance loss. Shape suffixes: `attention.py`."""
+"""The mixture of experts: top-k routing, token drop, expert parallelism, balance loss. Suffixes: `attention.py`.
 
-from typing import Any
+Whatever is not linear in the batch - capacity, drops, the balance loss - is a function of a *routing group*: a fixed
+number of consecutive sequences of the global batch. So no micro-batch, accumulation or mesh changes what is computed;
+ranks that share a group (context parallelism) exchange what it takes. Padding is neither routed nor counted.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from trainer.attention import at_least_float32
+from trainer.attention import Layout, at_least_float32
+from trainer.collectives import AllToAll, all_gather
+from trainer.config import ModelConfig
+from trainer.grouped import grouped_linear
+
+
+class Routing(NamedTuple):
+    """What became of the tokens of one layer (or, stacked, of all: then with L in front)."""
+
+    count_GE: Tensor  # assignments per routing group and expert, before drops
+    prob_GE: Tensor  # sums of routing probabilities, with gradient
+    load_E: Tensor  # assignments per expert that were computed
+    entropy: Tensor  # of the routing probabilities, in nats, summed over tokens
 
 
 class Permute(torch.autograd.Function):
@@ -22,6 +43,10 @@ class Permute(torch.autograd.Function):
         return grad[ctx.saved_tensors[1]], None, None
 
 
+def inverted(order: Tensor) -> Tensor:
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
 class Router(nn.Module):
     def __init__(self, hidden: int, experts: int):
         super().__init__()
@@ -34,66 +59,174 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
+    """All experts, or with expert parallelism this rank's equal share of them."""
+
     def __init__(self, hidden: int, experts: int, ffn: int):
         super().__init__()
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * ffn, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, ffn))
 
     def forward(self, x_SD: Tensor, count_E: Tensor) -> Tensor:
-        """SwiGLU of rows that are sorted by expert, `count_E` rows for each. (S, D)."""
-        if x_SD.is_cuda and x_SD.dtype == torch.bfloat16:
-            offset_E = count_E.cumsum(0).to(torch.int32)
-            gate_up = torch._grouped_mm(x_SD, self.gate_up_proj.mT, offs=offset_E)
-            return torch._grouped_mm(swiglu(gate_up), self.down_proj.mT, offs=offset_E)
-        parts = x_SD.split(count_E.tolist())
-        return torch.cat(
-            [
-                F.linear(swiglu(F.linear(x, gate_up)), down)
-                for x, gate_up, down in zip(parts, self.gate_up_proj, self.down_proj, strict=True)
-            ]
+        """SwiGLU of rows that are sorted by expert, `count_E` rows for each; zero for rows beyond those. (S, D)."""
+        gate_up_EFD, down_EDF = (
+            w.to_local() if isinstance(w, DTensor) else w for w in (self.gate_up_proj, self.down_proj)
         )
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+        gate_SF, up_SF = grouped_linear(x_SD, gate_up_EFD, count_E).chunk(2, dim=-1)
+        return grouped_linear(F.silu(gate_SF) * up_SF, down_EDF, count_E)
 
 
 class MoE(nn.Module):
-    """Top-k of E experts: the chosen ones' probabilities, made to sum to 1, weigh their outputs."""
+    """Top-k of E experts: the chosen ones' probabilities, made to sum to 1, weigh their outputs.
 
-    def __init__(self, hidden: int, experts: int, top_k: int, ffn: int):
+    An assignment that is dropped adds nothing, and the token's other weights stay as they are.
+    """
+
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.top_k = top_k
-        self.gate = Router(hidden, experts)
-        self.experts = Experts(hidden, experts, ffn)
+        self.config = config
+        self.gate = Router(config.hidden, config.experts)
+        self.experts = Experts(config.hidden, config.experts, config.ffn)
+        self.ep: DeviceMesh | None = None  # the ranks that share out the experts
+        self.peers: DeviceMesh | None = None  # all expert-parallel groups that see one batch: for `ep_group`
 
-    def forward(self, x_TD: Tensor, real_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the output (T, D) and what `balance_loss` needs, padding (`real_T` false) left out: assignments
-        per expert (E) and the sum of probabilities per expert (E)."""
+    def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Routing]:
+        top_k, capacity = self.config.top_k, self.config.capacity
         prob_TE = self.gate(x_TD)
-        weight_TA, expert_TA = prob_TE.topk(self.top_k, dim=-1)
+        mesh = {"none": None, "group": layout.cp, "ep_group": self.peers}[capacity]
+        expert_TA, order_S, inverse_S, load_E, count_GE = route(
+            prob_TE.detach(), layout.group_T, len(layout.member_GT), top_k, capacity, self.config.capacity_factor,
+            "" if mesh is None else mesh.get_group().group_name,
+        )  # fmt: skip
+        weight_TA = prob_TE.gather(1, expert_TA)
         weight_TA = weight_TA / weight_TA.sum(-1, keepdim=True)
-        order_S = expert_TA.flatten().argsort(stable=True)
-        inverse_S = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=x_TD.device))
-        chosen_TAE = F.one_hot(expert_TA, prob_TE.shape[1])
 
-        x_SD = Permute.apply(x_TD.repeat_interleave(self.top_k, dim=0), order_S, inverse_S)
-        y_SD = Permute.apply(self.experts(x_SD, chosen_TAE.sum((0, 1))), inverse_S, order_S)
-        out_TD = (y_SD.unflatten(0, (-1, self.top_k)) * weight_TA.to(x_TD.dtype)[:, :, None]).sum(1)
+        x_SD = Permute.apply(x_TD.repeat_interleave(top_k, dim=0), order_S, inverse_S)
+        y_SD = self.experts(x_SD, load_E) if self.ep is None else self.exchanged(x_SD, load_E, self.ep.get_group())
+        y_TAD = Permute.apply(y_SD, inverse_S, order_S).unflatten(0, (-1, top_k))
+        out_TD = (y_TAD * weight_TA.to(x_TD.dtype)[:, :, None]).sum(1)
 
-        real_T1 = real_T[:, None]
-        return out_TD, (chosen_TAE.sum(1) * real_T1).sum(0), (prob_TE * real_T1).sum(0)
+        entropy = (torch.special.entr(prob_TE.detach()).sum(1) * (layout.group_T >= 0)).sum()
+        return out_TD, Routing(count_GE, layout.member_GT.to(prob_TE.dtype) @ prob_TE, load_E, entropy)
+
+    @torch.compiler.disable
+    def exchanged(self, x_SD: Tensor, load_E: Tensor, group: dist.ProcessGroup) -> Tensor:
+        """Expert parallelism: every row to the rank that has its expert, and the result back. (S, D)."""
+        ranks = group.size()
+        load_RE = load_E.view(ranks, -1)  # from here on E counts one rank's experts
+        arriving_RE = torch.empty_like(load_RE)
+        dist.all_to_all_single(arriving_RE, load_RE, group=group)
+        send, receive = torch.stack([load_RE.sum(1), arriving_RE.sum(1)]).tolist()
+
+        y_SD = AllToAll.apply(x_SD[: sum(send)], send, receive, group)
+        expert_RE = torch.arange(arriving_RE.shape[1], device=x_SD.device).expand_as(arriving_RE)
+        order_S = expert_RE.flatten().repeat_interleave(arriving_RE.flatten()).argsort(stable=True)
+        inverse_S = inverted(order_S)
+        y_SD = self.experts(Permute.apply(y_SD, order_S, inverse_S), arriving_RE.sum(0))
+        y_SD = AllToAll.apply(Permute.apply(y_SD, inverse_S, order_S), receive, send, group)
+        return F.pad(y_SD, (0, 0, 0, len(x_SD) - len(y_SD)))
 
 
-def balance_loss(count_LE: Tensor, prob_LE: Tensor, tokens: int) -> Tensor:
-    """Sum over layers of `E * sum_i f_i P_i`: f_i expert i's share of all assignments, P_i its mean probability.
+@torch.library.custom_op("trivium::route", mutates_args=())
+def route(
+    prob_TE: Tensor, group_T: Tensor, groups: int, top_k: int, capacity: str, factor: float, process_group: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Which expert computes what: all that is decided and has no gradient, in one operator.
+
+    Activation checkpointing saves its outputs (`recompute.py`), so that recomputation cannot decide otherwise.
+
+    group_T: the token's routing group, -1: padding. Returns each token's experts, best first (T, A); the order of the
+    T * A assignments by expert, those not computed last, and its inverse (S); the number computed per expert (E); and
+    all assignments per group and expert (G, E).
+    """
+    experts = prob_TE.shape[1]
+    weight_TA, expert_TA = prob_TE.topk(top_k, dim=-1)
+    weight_TA = weight_TA / weight_TA.sum(-1, keepdim=True)
+    group_TA = group_T[:, None].expand_as(expert_TA)
+    kept_TA = real_TA = group_TA >= 0
+    count_GE = tally(torch.where(real_TA, group_TA * experts + expert_TA, groups * experts), groups * experts)
+    count_GE = count_GE.view(groups, experts)
+
+    ranks = _resolve_process_group(GroupName(process_group)) if process_group else None
+    if capacity == "group":
+        weight, expert, group = (all_gather(x, ranks) if ranks else x for x in (weight_TA, expert_TA, group_TA))
+        tokens_G = tally(group[:, 0] % (groups + 1), groups)
+        limit_GE = allowance(tokens_G, top_k, experts, factor)[:, None].expand(-1, experts)
+        kept_TA = heaviest(weight, expert, group, limit_GE)
+        if ranks:
+            kept_TA = kept_TA.view(ranks.size(), *expert_TA.shape)[ranks.rank()]
+    elif capacity == "ep_group":
+        limit_1E = allowance(real_TA[:, 0].sum(), top_k, experts, factor).expand(1, experts)
+        if ranks:
+            both_R2E = all_gather(torch.stack([count_GE.sum(0), limit_1E[0]])[None], ranks)
+            limit_1E = shared_allowance(*both_R2E.unbind(1))[ranks.rank(), None]
+        kept_TA = heaviest(weight_TA, expert_TA, torch.where(real_TA, 0, -1), limit_1E)
+
+    slot_S = torch.where(kept_TA, expert_TA, experts).flatten()
+    order_S = slot_S.argsort(stable=True)
+    return expert_TA, order_S, inverted(order_S), tally(slot_S, experts), count_GE
+
+
+@route.register_fake
+def _(prob_TE, group_T, groups, top_k, capacity, factor, process_group):
+    def new(*shape: int) -> Tensor:
+        return group_T.new_empty(shape)
+
+    tokens, experts = prob_TE.shape
+    return (
+        new(tokens, top_k), new(tokens * top_k), new(tokens * top_k), new(experts), new(groups, experts)
+    )  # fmt: skip
+
+
+def tally(index: Tensor, size: int) -> Tensor:
+    """How often each number below `size` occurs; `size` itself is not counted. `bincount` would wait for the GPU."""
+    return index.new_zeros(size + 1).scatter_add_(0, index.flatten(), torch.ones_like(index).flatten())[:size]
+
+
+def allowance(tokens: Tensor, top_k: int, experts: int, factor: float) -> Tensor:
+    """The capacity of one expert: `factor` times its even share of these tokens' assignments, rounded up."""
+    return (tokens.double() * top_k * factor / experts).ceil().long()
+
+
+def heaviest(weight_TA: Tensor, expert_TA: Tensor, group_TA: Tensor, limit_GE: Tensor) -> Tensor:
+    """Of each group's assignments to each expert, the `limit_GE` with the highest weights; ties by position."""
+    key_S = torch.where(group_TA >= 0, group_TA * limit_GE.shape[1] + expert_TA, limit_GE.numel()).flatten()
+    order_S = weight_TA.flatten().argsort(descending=True, stable=True)
+    order_S = order_S[key_S[order_S].argsort(stable=True)]
+    sorted_S = key_S[order_S]
+    place_S = torch.arange(len(key_S), device=key_S.device) - torch.searchsorted(sorted_S, sorted_S)
+    kept_S = place_S < F.pad(limit_GE.flatten(), (0, 1))[sorted_S]
+    return kept_S[inverted(order_S)].view_as(expert_TA)
+
+
+def shared_allowance(count_RE: Tensor, own_RE: Tensor) -> Tensor:
+    """The paper's global router: what some ranks leave of an expert's capacity goes to those that want more, in order
+    of rank. So no rank drops more than it would alone. It depends on the mesh, unlike all else here."""
+    spare_E = (own_RE - count_RE).clamp(min=0).sum(0)
+    excess_RE = (count_RE - own_RE).clamp(min=0)
+    before_RE = excess_RE.cumsum(0) - excess_RE
+    return own_RE + torch.minimum((spare_E - before_RE).clamp(min=0), excess_RE)
+
+
+def balance_loss(count_LGE: Tensor, prob_LGE: Tensor, tokens: int) -> Tensor:
+    """Sum over layers of the mean over routing groups of `E * sum_i f_i P_i`: f_i expert i's share of the group's
+    assignments (before drops), P_i its mean probability. Groups weigh as many of the `tokens` as they hold.
 
     A layer whose experts share evenly adds 1; `aux_loss` weighs the whole. Unlike transformers, layers are not pooled
     (one layer's favourite would make up for another's), and f is a share: for one layer theirs is `top_k` times this.
 
-    count_LE: over all ranks. prob_LE: sums of probabilities; where they are those of a part (one rank, one
-    micro-batch) of the `tokens` that the mean is over, so is the value: the parts' values add up.
+    count_LGE: of whole groups. prob_LGE: sums of probabilities; where they are those of a part of a group, or of some
+    of the groups, so is the value: the values of all ranks and micro-batches add up.
     """
-    share_LE = count_LE / count_LE.sum(1, keepdim=True).clamp(min=1)
-    return count_LE.shape[1] * (share_LE * prob_LE).sum() / tokens
+    share_LGE = count_LGE / count_LGE.sum(2, keepdim=True).clamp(min=1)
+    return count_LGE.shape[2] * (share_LGE * prob_LGE).sum() / tokens
+
+
+def router_metrics(load_LE: Tensor, entropy_L: Tensor, tokens: int, top_k: int) -> dict[str, Any]:
+    """`expert_load`: each expert's share of its layer's work, times E (1: even), per layer; `drop_rate`: assignments
+    that were dropped, of all; `router_entropy`: nats per token. Of sums over ranks; `tokens`: how many were routed."""
+    share_LE = load_LE / load_LE.sum(1, keepdim=True).clamp(min=1) * load_LE.shape[1]
+    return {
+        "expert_load": [[round(x, 3) for x in row] for row in share_LE.tolist()],
+        "drop_rate": 1 - load_LE.sum().item() / max(1, tokens * top_k * len(load_LE)),
+        "router_entropy": entropy_L.sum().item() / max(1, tokens * len(entropy_L)),
+    }

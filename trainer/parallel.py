@@ -1,7 +1,11 @@
-"""The processes that train together: one process group, FSDP2 over all of it, and the few collectives the loop needs.
+"""The processes that train together: one mesh, seen three ways, FSDP2 over it, and the collectives the loop needs.
+
+    batch:  dp (dp_replicate * dp_shard) x cp      which sequences a rank reads, which part of them it computes
+    dense:  dp_replicate x fsdp (dp_shard * cp)    where all weights but the experts' lie
+    expert: dp_replicate x edp (fsdp / ep) x ep    where the experts' lie: split by expert over ep, then over edp
 
 Gradients are summed over ranks: each rank's loss is already divided by the number of targets of *all* ranks, so ranks
-may hold different numbers of targets. FSDP takes the mean, which is the sum once the loss is multiplied by `size`.
+may hold different numbers of targets.
 """
 
 import contextlib
@@ -16,13 +20,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from dataprep.storage import UserError, explain_os_error
 from trainer.config import TrainConfig
 from trainer.model import Decoder, initialise
+from trainer.moe import MoE
+from trainer.recompute import prepare
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 TIMEOUT = timedelta(hours=6)  # ranks also wait this long for rank 0 while it waits for the packer
@@ -34,7 +41,10 @@ class World:
     rank: int
     size: int
     device: torch.device
-    mesh: DeviceMesh
+    dense: DeviceMesh
+    expert: DeviceMesh
+    dp: DeviceMesh
+    cp: DeviceMesh | None  # None: a sequence lies on one rank
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over ranks, in place."""
@@ -62,11 +72,6 @@ class World:
     def barrier(self) -> None:
         dist.barrier()
 
-    def share(self, start: int, stop: int) -> tuple[int, int]:
-        """This rank's contiguous part of [start, stop); empty where there are fewer than ranks."""
-        n = stop - start
-        return start + n * self.rank // self.size, start + n * (self.rank + 1) // self.size
-
 
 @contextlib.contextmanager
 def world(config: TrainConfig) -> Iterator[World]:
@@ -85,11 +90,32 @@ def world(config: TrainConfig) -> Iterator[World]:
         if config.device == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
             torch.cuda.set_device(device)
-        mesh = init_device_mesh(config.device, (dist.get_world_size(),))
-        yield World(dist.get_rank(), dist.get_world_size(), device, mesh)
+        yield World(dist.get_rank(), dist.get_world_size(), device, *meshes(config, dist.get_world_size()))
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def meshes(config: TrainConfig, size: int) -> tuple[DeviceMesh, DeviceMesh, DeviceMesh, DeviceMesh | None]:
+    """`dense`, `expert`, `dp`, `cp`. Raises UserError where the configured mesh does not fit so many processes."""
+    mesh, experts = config.parallel, config.model.experts
+    shard = mesh.dp_shard or size // (mesh.dp_replicate * mesh.cp)
+    if (product := mesh.dp_replicate * shard * mesh.cp) != size:
+        said = f"train.parallel: dp_replicate {mesh.dp_replicate} x dp_shard {mesh.dp_shard or shard} x cp {mesh.cp}"
+        raise UserError(f"{said} is {product}, but there are {size} processes; make them equal (dp_shard 0: the rest)")
+    fsdp = shard * mesh.cp
+    if fsdp % mesh.ep or experts % mesh.ep:
+        what = f"dp_shard x cp ({fsdp}) and train.model.experts ({experts})"
+        raise UserError(f"train.parallel.ep is {mesh.ep}; it must divide {what}")
+    edp = fsdp // mesh.ep
+    if mesh.ep > 1 and (config.model.hidden % edp or 2 * config.model.ffn % edp):
+        what = f"train.model.hidden ({config.model.hidden}) and twice ffn ({config.model.ffn})"
+        raise UserError(f"train.parallel: dp_shard x cp / ep is {edp}; it must divide {what}")
+    root = init_device_mesh(config.device, (size,), mesh_dim_names=("world",))
+    batch = root._unflatten(0, (mesh.dp_replicate * shard, mesh.cp), ("dp", "cp"))
+    dense = root._unflatten(0, (mesh.dp_replicate, fsdp), ("dp_replicate", "fsdp"))
+    expert = root._unflatten(0, (mesh.dp_replicate, edp, mesh.ep), ("dp_replicate", "edp", "ep"))
+    return dense, expert, batch["dp"], batch["cp"] if mesh.cp > 1 else None
 
 
 @contextlib.contextmanager
@@ -114,19 +140,44 @@ def alone(directory: Path, world: World) -> Iterator[None]:
 
 
 def build_model(config: TrainConfig, vocabulary: int, rope_base: float, world: World) -> Decoder:
-    """The decoder, sharded over the world, with its initial weights: the same on every number of ranks."""
+    """The decoder, sharded over the world, with its initial weights: the same on every mesh."""
     wide = torch.float64 if config.dtype == "float64" else torch.float32
     with torch.device("meta"):
         model = Decoder(config.model, vocabulary, rope_base).to(wide)
-    policy = MixedPrecisionPolicy()
-    if config.dtype == "bfloat16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for layer in model.layers:
-        fully_shard(layer, mesh=world.mesh, mp_policy=policy)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+    prepare(model, config)
+    shard(model, config, world)
     model.to_empty(device=world.device)
     initialise(model, config.seed)
     return model
+
+
+def shard(model: Decoder, config: TrainConfig, world: World) -> None:
+    """FSDP2 layer by layer (HSDP with copies); the experts apart where expert parallelism splits them first."""
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    gate = policy
+    if config.dtype == "bfloat16":
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    copies = config.parallel.dp_replicate > 1
+    dense = world.dense if copies else world.dense["fsdp"]
+    for layer in model.layers:
+        moe = layer.get_submodule("mlp")
+        assert isinstance(moe, MoE)
+        moe.peers = world.dense["fsdp"]
+        if config.parallel.ep > 1:
+            moe.ep = world.expert["ep"]
+            for name, p in list(moe.experts.named_parameters()):
+                split = distribute_tensor(p.detach(), moe.ep, [Shard(0)], src_data_rank=None)
+                moe.experts.register_parameter(name, nn.Parameter(split))
+            edp = world.expert["dp_replicate", "edp"] if copies else world.expert["edp"]
+            fully_shard(moe.experts, mesh=edp, mp_policy=policy, shard_placement_fn=lambda _: Shard(1))
+        if gate != policy:
+            fully_shard(moe.gate, mesh=dense, mp_policy=gate)  # its weights stay float32
+        fully_shard(layer, mesh=dense, mp_policy=policy)
+    fully_shard(model, mesh=dense, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # the sum, not the mean
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def build_optimizer(config: TrainConfig, model: Decoder) -> torch.optim.AdamW:

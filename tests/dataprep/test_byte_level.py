@@ -134,6 +134,22 @@ def test_added_and_special_tokens(name: str, texts: list[list[str]]) -> None:
     same(name, ["".join(text) for text in texts])
 
 
+REAL = {
+    "Latin": "The café's owner didn't know: was it 1,250 or 12½ euros?\n\nStraße, naïve, Dvořák – “voilà”, she said…",
+    "Cyrillic": "Вечером 12-го числа она вернулась домой; шёл дождь. «Где же ключ?» — подумала она.",
+    "Han and kana": "明天下午三点,我们在图书馆见面吧。今日は天気がいいので、公園まで歩きました。价格是3000元!",
+    "Devanagari": "सुबह बारिश हो रही थी, इसलिए बच्चे स्कूल नहीं गए। उन्होंने घर पर १२ किताबें पढ़ीं और खाना बनाया।",
+    "Arabic and Hebrew": "وصل القطار متأخرًا ١٥ دقيقة، فانتظرنا في المحطة. הרכבת איחרה ברבע שעה, וְחיכינו בתחנה.",
+    "Korean, decomposed": "기차가 십오 분 늦게 도착했습니다. \u1100\u1161\u11a8 cafe\u0301 นักเรียนมาถึงโรงเรียนแล้ว",
+    "code": "def f(x: int) -> str:\n\treturn f'{x:>08,}'  # 100% <|end|>\r\n\n    if (a != b && c[i++] >= 0xFF) {}\n",
+}
+
+
+@pytest.mark.parametrize("name", sorted(TOKENIZERS))
+def test_real_text(name: str) -> None:
+    same(name, [*REAL.values(), *(text * 3 for text in REAL.values()), "\n".join(REAL.values())])
+
+
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
 def test_every_kind_of_character(name: str) -> None:
     text = characters(20_000, 3)

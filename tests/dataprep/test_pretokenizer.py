@@ -16,7 +16,7 @@ from dataprep.pretokenizer import (
     leaves_nothing_out,
     members,
 )
-from dataprep.tokenizer import SPLIT
+from dataprep.tokenizer_training import SPLIT
 from kernels import scan
 from tests.dataprep.hostile import ALPHABET, TEXTS, characters
 

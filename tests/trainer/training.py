@@ -25,7 +25,8 @@ def records(root, stage):
 
 
 def without_speed(rows):
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+    speed = {"tokens_per_second", "seconds", "wait_seconds", "memory_gb", "mfu"}
+    return [{k: v for k, v in row.items() if k not in speed} for row in rows]
 
 
 def weights(root, stage):

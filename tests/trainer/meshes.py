@@ -1,0 +1,133 @@
+"""One step's loss and gradients on a mesh: what `test_parallel.py` compares, and what its processes execute."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mixer.reader import Batch
+from mixer.shards import SEGMENT
+from tests.trainer.ranks import join
+from trainer.collectives import clip_gradients
+from trainer.config import ModelConfig, ParallelConfig, TrainConfig
+from trainer.data import micro_batches
+from trainer.moe import balance_loss
+from trainer.parallel import build_model, world
+
+CONTEXT, VOCABULARY = 48, 50
+# A row's documents; the rest is padding. Cut in two or four: documents that span three ranks, start on a border and
+# do not, and a padding tail with whole ranks of it.
+ROWS = [[48], [12, 24, 12], [5, 38], [7, 4], [1, 1, 33, 13], [20, 28], [3, 9, 30, 6]]
+MODEL = {
+    "hidden": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "rotary_dim": 8, "ffn": 24, "block": 8,
+    "layers": 4, "softmax_every": 2, "aux_loss": 0.1,
+}  # fmt: skip
+ROUTINGS = {
+    "dropless": {"block": 5},
+    "capacity": {"capacity": "group", "capacity_factor": 0.8, "routing_group": 2},
+}
+
+
+@dataclass
+class Result:
+    loss: float
+    norm: float
+    load_LE: Tensor
+    initial: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+class Log:
+    """Stands in for a stage's shards."""
+
+    stage = SimpleNamespace(context=CONTEXT, eos=0, dtype=np.uint16)
+
+    def read_ahead(self, ranges: list[tuple[int, int]]) -> None:
+        pass
+
+    def read(self, a: int, b: int) -> Batch:
+        tokens = np.random.default_rng(0).integers(0, VOCABULARY, (len(ROWS), CONTEXT), np.uint16)
+        segments = [
+            (row, start, length, 0, 0, 0, 0, 0, 0)
+            for row, lengths in enumerate(ROWS[a:b])
+            for start, length in zip(np.cumsum([0, *lengths]), lengths, strict=False)
+        ]
+        return Batch(tokens[a:b], np.array(segments, SEGMENT))
+
+
+def config(routing: str, micro_tokens: int = 2 * CONTEXT, dtype: str = "float64", **mesh: int) -> TrainConfig:
+    model = ModelConfig(**MODEL | ROUTINGS.get(routing, {"capacity": routing, "capacity_factor": 0.8}))
+    mesh_config = ParallelConfig(**mesh)
+    return TrainConfig(model=model, dtype=dtype, micro_tokens=micro_tokens, parallel=mesh_config, threads=1)
+
+
+def step(config: TrainConfig) -> Result:
+    """On every rank of the process group; all ranks return the whole."""
+    with world(config) as ranks:
+        model = build_model(config, VOCABULARY, 1e4, ranks)
+        initial = {name: p.full_tensor().detach().clone() for name, p in model.named_parameters()}
+        batches = list(micro_batches(Log(), 0, len(ROWS), config, ranks))
+        counts = torch.tensor([[(b.target_T >= 0).sum(), b.real_T.sum()] for b in batches]).sum(0)
+        targets, tokens = ranks.sum(counts).tolist()
+        total = torch.zeros((), dtype=torch.float64)
+        load_LE = torch.zeros(config.model.layers, config.model.experts, dtype=torch.int64)
+        for batch in batches:
+            out = model(batch.token_T, batch.layout, batch.target_T)
+            balance = balance_loss(out.routing.count_GE, out.routing.prob_GE, tokens)
+            loss = out.loss_sum / targets + config.model.aux_loss * balance
+            loss.backward()
+            total += loss.detach()
+            load_LE += out.routing.load_E
+        gradients = {name: p.grad.full_tensor().clone() for name, p in model.named_parameters()}
+        norm = clip_gradients(model.parameters(), 1e-3)
+        return Result(float(ranks.sum(total)), float(norm), ranks.sum(load_LE), initial, gradients)
+
+
+def first_layer_drops(config: TrainConfig, shared: bool) -> list[int]:
+    """What every rank drops of its first micro-batch in the first layer, with or without the global router."""
+    with world(config) as ranks, torch.no_grad():
+        model = build_model(config, VOCABULARY, 1e4, ranks)
+        if not shared:
+            for layer in model.layers:
+                layer.mlp.peers = None
+        batch = next(iter(micro_batches(Log(), 0, len(ROWS), config, ranks)))
+        load_E = model(batch.token_T, batch.layout).routing.load_E[0]
+        dropped = torch.zeros(ranks.size, dtype=torch.int64)
+        dropped[ranks.rank] = batch.real_T.sum() * config.model.top_k - load_E.sum()
+        return ranks.sum(dropped).tolist()
+
+
+CASES = {
+    2: {
+        "dp2": {}, "replicate2": {"dp_replicate": 2}, "ep2": {"ep": 2}, "cp2": {"cp": 2}, "cp2 ep2": {"cp": 2, "ep": 2},
+        "dp2, one pass": {"micro_tokens": 4 * CONTEXT}, "cp2 float32": {"cp": 2, "ep": 2, "dtype": "float32"},
+    },
+    4: {
+        "dp2 replicate2": {"dp_replicate": 2}, "ep4": {"ep": 4, "micro_tokens": CONTEXT}, "cp4": {"cp": 4},
+        "cp4, row by row": {"cp": 4, "micro_tokens": 12}, "dp2 cp2": {"cp": 2},
+        "dp2 ep2": {"ep": 2, "micro_tokens": CONTEXT}, "cp2 ep2": {"cp": 2, "ep": 2},
+        "replicate2 ep2": {"dp_replicate": 2, "ep": 2},
+    },
+}  # fmt: skip
+
+
+def main(out: Path) -> None:
+    join()
+    found = {}
+    for name, values in CASES[dist.get_world_size()].items():
+        for routing in ROUTINGS:
+            found[name, routing] = vars(step(config(routing, **values)))
+    drops = {s: first_layer_drops(config("ep_group", ep=2), s) for s in (True, False)}
+    drops["again"] = first_layer_drops(config("ep_group", ep=2), True)
+    if dist.get_rank() == 0:
+        torch.save((found, drops), out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,97 @@
+"""Every mesh computes what one process computes: loss, every parameter's gradient, their norm, the initial weights."""
+
+import functools
+
+import pytest
+import torch
+
+from dataprep.storage import UserError
+from tests.trainer import meshes
+from tests.trainer.meshes import CASES, CONTEXT, ROUTINGS, config, step
+from tests.trainer.ranks import spawn
+from trainer.data import micro_batches
+from trainer.parallel import build_model, world
+
+
+@functools.cache
+def alone(routing, micro_tokens=7 * CONTEXT):
+    return step(config(routing, micro_tokens))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What the processes of one world size found, by case; one start for all cases."""
+
+    @functools.cache
+    def of(size):
+        path = tmp_path_factory.mktemp("meshes") / f"{size}.pt"
+        spawn(size, meshes.__name__, str(path))
+        found, drops = torch.load(path)
+        return {case: meshes.Result(**values) for case, values in found.items()}, drops
+
+    return of
+
+
+def close(found, expected, bound):
+    assert found.loss == pytest.approx(expected.loss, rel=bound)
+    assert found.norm == pytest.approx(expected.norm, rel=bound)
+    assert torch.equal(found.load_LE, expected.load_LE)
+    assert found.gradients.keys() == expected.gradients.keys()
+    for name, gradient in expected.gradients.items():
+        assert gradient.norm() > 0
+        assert (found.gradients[name] - gradient).norm() <= bound * gradient.norm(), name
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize(("size", "case"), [(size, case) for size, cases in CASES.items() for case in cases])
+def test_a_mesh_computes_what_one_process_computes(together, size, case, routing):
+    found, expected = together(size)[0][case, routing], alone(routing)
+    close(found, expected, 1e-4 if "float32" in case else 1e-9)
+    for name, weight in expected.initial.items():
+        assert torch.equal(found.initial[name], weight.to(found.initial[name].dtype)), name
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_so_does_accumulation(routing):
+    assert alone("capacity").load_LE.sum() < alone("dropless").load_LE.sum()
+    close(alone(routing, 2 * CONTEXT), alone(routing), 1e-9)
+
+
+def test_half_precision_is_near_and_its_router_in_float32():
+    found, expected = step(config("dropless", dtype="bfloat16")), alone("dropless")
+    assert found.loss == pytest.approx(expected.loss, rel=0.01)
+    for name, gradient in expected.gradients.items():
+        assert found.gradients[name].dtype == torch.float32
+        assert (found.gradients[name] - gradient).norm() <= 0.5 * gradient.norm(), name
+    with world(config("dropless", dtype="bfloat16")) as ranks:
+        model = build_model(config("dropless", dtype="bfloat16"), 50, 1e4, ranks)
+        model.layers[0].unshard()
+        model.layers[0].mlp.gate.unshard()
+        assert model.layers[0].mlp.gate.weight.dtype == torch.float32
+        assert model.layers[0].mlp.experts.down_proj.dtype == torch.bfloat16
+
+
+def test_a_context_that_ranks_cannot_share_is_refused():
+    with world(config("dropless")) as ranks, pytest.raises(UserError, match="cp is 5; it must divide the stage's con"):
+        next(micro_batches(meshes.Log(), 0, 1, config("dropless", cp=5), ranks))
+
+
+@pytest.mark.parametrize("size", CASES)
+def test_the_global_router_drops_no_more_than_each_rank_alone(together, size):
+    drops = together(size)[1]
+    assert drops["again"] == drops[True]
+    assert all(a <= b for a, b in zip(drops[True], drops[False], strict=True))
+    assert sum(drops[True]) < sum(drops[False])
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"cp": 2}, r"dp_replicate 1 x dp_shard 0 x cp 2 is 0, but there are 1 processes"),
+        ({"dp_shard": 4}, r"dp_shard 4 x cp 1 is 4, but there are 1 processes"),
+        ({"ep": 2}, r"train.parallel.ep is 2; it must divide dp_shard x cp .1. and train.model.experts .4."),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
+    with pytest.raises(UserError, match=message), world(config("dropless", **mesh)):
+        pass
