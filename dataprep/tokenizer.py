@@ -90,7 +90,7 @@ def identity(data: bytes, config: TokensConfig) -> str:
 def cuts(
     data: bytes | memoryview, start: int, end: int, space: bool = False, most: int = 0
 ) -> Iterator[tuple[int, int]]:
-    """Pieces (start, end) of UTF-8 data[start:end], each at most `most` bytes (0: PIECE); at least one, though it be empty.
+    """Pieces (start, end) of UTF-8 data[start:end], of at most `most` bytes (0: PIECE); at least one, maybe empty.
 
     A cut lies, best first, behind a line break between visible characters, before a space between them, between any two
     characters. At the first two nearly all tokenisers cut anyway, so that the ids are those of the whole text.
