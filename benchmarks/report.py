@@ -180,7 +180,8 @@ def curriculum(root: Path, config: Config, sums: dict[str, Any], shards: int, st
                 step, loss = number * steps + k + 1, 2 + rng.random()
                 groups = {"sources": dict.fromkeys(SOURCES, loss), "classes": dict.fromkeys(CLASSES, loss)}
                 record = {"step": step, "tokens": step * 4_000_000, "sequences": 512, "loss": loss, "gradient": 0.3,
-                          "lr": 1e-4, "tokens_per_second": 1e6, "mfu": 0.4, "expert_load": [[1.0] * 8] * 4, **groups}  # fmt: skip
+                          "lr": 1e-4, "tokens_per_second": 1e6, "mfu": 0.4,
+                          "expert_load": [[1.0] * 8] * 4, **groups}  # fmt: skip
                 file.write(json.dumps(record) + "\n")
     write_json(str(root / "latest" / "train.json"), {"directory": "train-0123456789ab"})
 

@@ -21,7 +21,7 @@ Counts = dict[str, Any]
 PAIRS = 6  # clusters whose texts are shown
 LARGEST = 10  # clusters listed
 HEAD = 600  # characters of a text's beginning
-COMPARED = 200_000  # characters of a text in which differences are looked for
+COMPARED = 100_000  # characters of a text in which differences are looked for
 
 
 @dataclass(frozen=True)

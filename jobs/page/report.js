@@ -33,6 +33,7 @@ async function draw() {
 }
 dark.addEventListener("change", draw);
 print.addEventListener("change", draw);
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
 narrow.addEventListener("change", draw);
 draw();
 
