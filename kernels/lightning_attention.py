@@ -22,6 +22,7 @@ from torch import Tensor
 
 CHUNK = 64  # tokens of one masked matrix product
 SEGMENT = 512  # tokens that one program goes through in order
+HEAD_SIZES = (16, 32, 64, 128)
 SCAN_TILE = 1024  # entries of the state that one program of the scan carries
 
 
@@ -151,8 +152,8 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def _parts(qkv: Tensor) -> tuple[Tensor, ...]:
     """Views (T, H, N) of q, k and v."""
     size = qkv.shape[2] // 3
-    if qkv.shape[2] != 3 * size or size not in (16, 32, 64, 128) or qkv.stride(2) != 1:
-        raise ValueError(f"need (T, H, 3N), N 16, 32, 64 or 128, contiguous in the last; got {tuple(qkv.shape)}")
+    if qkv.shape[2] != 3 * size or size not in HEAD_SIZES or qkv.stride(2) != 1:
+        raise ValueError(f"need (T, H, 3N), N one of {HEAD_SIZES}, contiguous in the last; got {tuple(qkv.shape)}")
     return qkv.split(size, dim=2)
 
 

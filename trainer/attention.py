@@ -9,6 +9,7 @@ chunk (the block), G chunks of one scan step, X = N * N entries of a state. A di
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch.nn import functional as F
 
 from trainer.collectives import AllGather
 from trainer.documents import attend_documents
+
+if TYPE_CHECKING:
+    from kernels.lightning_attention import Segments
 
 SCAN = 32  # chunks that the scan over states combines with one matrix product
 
@@ -52,6 +56,7 @@ class Layout:
     last_C: Tensor  # that last document
     reached_C: Tensor  # the state coming into the chunk holds a document that began on a rank before
     between_R: Tensor  # tokens between rank R's slice and this one; infinite where its last document ends before
+    segments: "Segments | None"  # on a GPU whose slice is the whole stream: what our kernels read
     cp: DeviceMesh | None
 
     @classmethod
@@ -78,6 +83,11 @@ class Layout:
         before = F.pad(last[:-1], (1, 0), value=incoming)
         ends = whole[tokens - 1 :: tokens][:rank]  # the last document of every rank before
         between = torch.arange(rank - 1, -1, -1).double().mul(tokens).masked_fill(ends != document[0], torch.inf)
+        segments = None
+        if torch.device(device).type == "cuda" and cp is None:
+            from kernels.lightning_attention import Segments
+
+            segments = Segments.of(local.tolist(), device)
         return cls(
             cu_seqlens=local.tolist(),
             cu_keys=keys.tolist(),
@@ -95,6 +105,7 @@ class Layout:
             last_C=last.to(device),
             reached_C=(before == incoming).to(device),
             between_R=F.pad(between, (0, ranks - rank), value=torch.inf).to(device),
+            segments=segments,
             cp=cp,
         )
 
@@ -133,11 +144,23 @@ def decay(heads: int, layer: int, layers: int, block: int, device: torch.device,
     return Decay(put(triangle(i, 1)), put(query), put(key), put(triangle(g, block)), s_H11.to(device))
 
 
-def lightning_attention(q_THN: Tensor, k_THN: Tensor, v_THN: Tensor, decay: Decay, layout: Layout) -> Tensor:
+def lightning_attention(qkv_TH3N: Tensor, decay: Decay, layout: Layout) -> Tensor:
     """`S_t = exp(-s) S_{t-1} + k_t v_t^T`, `o_t = q_t^T S_t`, with S = 0 where a document starts. Returns (T, H, N).
 
-    Within a chunk by masked matrix products, between chunks by a scan over the chunks' states.
+    q, k and v are the SiLU of what is given.
     """
+    if layout.segments is not None and qkv_TH3N.dtype != torch.float64:
+        from kernels import lightning_attention as kernel
+
+        if qkv_TH3N.shape[-1] // 3 in kernel.HEAD_SIZES:
+            slope_H = decay.slope_H11[:, 0, 0].float()
+            return kernel.lightning_attention(qkv_TH3N, slope_H, layout.segments, silu=True)[0]
+    q_THN, k_THN, v_THN = F.silu(qkv_TH3N).chunk(3, dim=-1)
+    return in_chunks(q_THN, k_THN, v_THN, decay, layout)
+
+
+def in_chunks(q_THN: Tensor, k_THN: Tensor, v_THN: Tensor, decay: Decay, layout: Layout) -> Tensor:
+    """The same in plain PyTorch: masked matrix products within a chunk, a scan over states between chunks."""
     tokens, dtype, block = len(q_THN), q_THN.dtype, decay.inner_HBB.shape[-1]
 
     def chunks(x_THN: Tensor) -> Tensor:

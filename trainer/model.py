@@ -51,9 +51,8 @@ class LightningAttention(nn.Module):
         self.norm = RMSNorm(width, config.lightning_norm_eps)
 
     def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
-        q_THN, k_THN, v_THN = F.silu(self.qkv_proj(x_TD)).unflatten(-1, (self.heads, -1)).chunk(3, dim=-1)
         powers = decay(self.heads, self.layer, self.layers, self.block, x_TD.device, x_TD.dtype)
-        out_THN = lightning_attention(q_THN, k_THN, v_THN, powers, layout)
+        out_THN = lightning_attention(self.qkv_proj(x_TD).unflatten(-1, (self.heads, -1)), powers, layout)
         return self.out_proj(self.norm(out_THN.flatten(1)) * self.output_gate(x_TD).sigmoid())
 
 

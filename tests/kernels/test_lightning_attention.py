@@ -1,14 +1,10 @@
 """The Triton kernels under the interpreter (or on a GPU), beside the recurrence in float64."""
 
-import os
-
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are declared
 pytest.importorskip("triton")
 
 from kernels import lightning_attention as kernel
@@ -105,5 +101,5 @@ def test_is_a_sound_operator():
 
 
 def test_refuses_a_head_size_that_no_kernel_is_for():
-    with pytest.raises(ValueError, match=r"N 16, 32, 64 or 128.*\(4, 1, 9\)"):
+    with pytest.raises(ValueError, match=r"N one of .*\(4, 1, 9\)"):
         kernel.lightning_attention(torch.randn(4, 1, 9), torch.ones(1), kernel.Segments.of([0, 4]))

@@ -241,10 +241,10 @@ def test_batches_grow_at_their_marks(root):
     )
     train(config, str(root), ["base"])
     rows = records(root, "base")
-    before = 0
+    before = 0  # sequences x context
     for row in rows[:-1]:
         assert row["sequences"] == (3 if before < 1000 else 10 if before < 3000 else 20)
-        before = row["tokens"]
+        before += row["sequences"] * 48
 
 
 def test_check_tells_what_would_be(call):
