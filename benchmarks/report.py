@@ -25,6 +25,7 @@ from dataprep.rules import RULES
 from dataprep.storage import Attempt, write_json
 from dedup import keepers
 from jobs.config import Config
+from jobs.report_data import VERSIONS
 from mixer.config import CLASSES, TIERS
 from mixer.inventory import BUCKETS, add_inventories
 from mixer.planner import make_plan
@@ -40,7 +41,9 @@ STAGES = [("base", 8192), ("longer", 131_072)]
 def publish(root: Path, step: str) -> str:
     """A step's directory, pointed to as the engine does."""
     write_json(str(root / "latest" / f"{step}.json"), {"directory": f"{step}-0123456789ab"})
-    write_json(str(root / f"{step}-0123456789ab" / "step.json"), {"name": step, "version": 1, "config": {}})
+    write_json(
+        str(root / f"{step}-0123456789ab" / "step.json"), {"name": step, "version": VERSIONS[step.split("-")[0]]}
+    )
     return str(root / f"{step}-0123456789ab")
 
 

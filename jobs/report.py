@@ -88,8 +88,8 @@ def server(page: Page, port: int) -> ThreadingHTTPServer:
 
     try:
         return ThreadingHTTPServer((LOCAL, port), Handler)
-    except OSError as error:
-        raise UserError(f"port {port} cannot be used ({error.strerror}); name another: --serve PORT") from None
+    except (OSError, OverflowError) as error:
+        raise UserError(f"port {port} cannot be used ({error}); name another: --serve PORT") from None
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

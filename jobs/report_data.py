@@ -14,10 +14,16 @@ from dataprep import storage
 from dataprep.quality_report import EXAMPLES
 from dataprep.storage import Commit, join, read_groups
 from dedup import explain, report
+from jobs import corpus, dedup, mix, tokens
+from jobs import quality as quality_job
 from mixer.plan import Plan
 
 T = TypeVar("T")
 Counts = dict[str, Any]
+VERSIONS = {
+    "corpus": corpus.VERSION, "dedup": dedup.VERSION, "quality": quality_job.VERSION, "tokens": tokens.VERSION,
+    "inventory": mix.VERSION, "plan": mix.PLAN_VERSION, "pack": mix.VERSION,
+}  # fmt: skip
 PAIRS = 6  # clusters whose texts are shown
 LARGEST = 10  # clusters listed
 HEAD = 600  # characters of a text's beginning
@@ -31,7 +37,7 @@ class Outputs:
     root: str
 
     @cached_property
-    def steps(self) -> dict[str, str]:
+    def newest(self) -> dict[str, str]:
         """Step -> directory of its newest output, as `latest/` says."""
         found = {}
         for file in sorted(storage.sizes(join(self.root, "latest"))):
@@ -39,6 +45,16 @@ class Outputs:
             if isinstance(entry, dict) and "directory" in entry:
                 found[file.removesuffix(".json")] = join(self.root, entry["directory"])
         return found
+
+    @cached_property
+    def steps(self) -> dict[str, str]:
+        """Those of them that this version of the code has written, or would write in the same form."""
+        current = {}
+        for name, directory in self.newest.items():
+            version = VERSIONS.get(name.split("-")[0])
+            if version is None or version == (storage.read_json(join(directory, "step.json")) or {}).get("version"):
+                current[name] = directory
+        return current
 
     def commits(self, step: str, take: Callable[[Commit], T]) -> list[T]:
         """`take` of every commit, in the order of their keys. One at a time is in memory, however many there are."""
@@ -64,7 +80,7 @@ class Outputs:
 
     def state(self) -> str:
         """A fingerprint that changes when a commit, a metric or an evaluation appears."""
-        steps = Outputs(self.root).steps
+        steps = Outputs(self.root).newest
         train = steps.pop("train", "")
         stages = [join(train, name.removeprefix("pack-")) for name in steps if train and name.startswith("pack-")]
         return storage.fingerprint([[d, storage.sizes(d)] for d in [*steps.values(), *stages]])
@@ -120,7 +136,9 @@ def flow(outputs: Outputs) -> dict[str, Counts]:
             "tokens": tokens.get(source, 0),
             "cells": drawable.get(source, {}),
         }
-    return {"": add(list(found.values())) | {"removed": removed}, **found} if found else {}
+    largest = sorted(found, key=lambda source: (-found[source]["documents"]["read"], source))
+    total = {"": add(list(found.values())) | {"removed": removed}} if found else {}
+    return total | {source: found[source] for source in largest}
 
 
 def _inventory(commit: Commit) -> dict[str, Any]:
@@ -251,10 +269,15 @@ def copies(plan: Plan) -> list[dict[str, Any]]:
 def provenance(outputs: Outputs) -> list[dict[str, Any]]:
     """The newest output of every step: its version, place, partitions and bytes."""
     rows = []
-    for name, directory in sorted(outputs.steps.items()):
+    for name, directory in sorted(outputs.newest.items()):
         about = storage.read_json(join(directory, "step.json")) or {}
         sizes = storage.sizes(directory)
-        row = {"step": name, "version": about.get("version"), "place": directory.removeprefix(outputs.root + "/")}
+        row = {
+            "step": name,
+            "version": about.get("version"),
+            "current": name in outputs.steps,
+            "place": directory.removeprefix(outputs.root + "/"),
+        }
         row["partitions"] = sum(file.endswith(storage.COMMIT) for file in sizes)
         rows.append(row | {"bytes": sum(sizes.values())})
     return rows

@@ -245,7 +245,11 @@ def training(stages: list[dict[str, Any]]) -> Section | None:
 def provenance(outputs: Outputs, config: Config, plan: Plan | None, command: str) -> Section:
     names = ("step", "version", "place", "partitions", "bytes")
     columns = [("step", "text"), ("version", "number"), ("directory", "text"), ("partitions", "count"), ("MB", "MB")]
-    rows = [[row[n] for n in names] for row in report_data.provenance(outputs)]
+    found = report_data.provenance(outputs)
+    rows = [[row[n] for n in names] for row in found]
+    old = ", ".join(row["step"] for row in found if not row["current"])
+    intro = "What made these outputs."
+    intro += f" Of another version, and left out above until they are made anew: {old}." if old else ""
     versions: list[list] = [["Python", platform.python_version()], ["Trivium", _version("trivium")]]
     versions += [[name, found] for name in PACKAGES if (found := _version(name))]
     facts = [["seed", plan.seed]] if plan else []
@@ -272,9 +276,7 @@ def provenance(outputs: Outputs, config: Config, plan: Plan | None, command: str
     blocks = [
         (title, USER.sub(r"\1...@", text)) for title, text in (("Commands", commands), ("Configuration", settings))
     ]
-    return Section(
-        "provenance", "Provenance", "What made these outputs.", [], [t for t in tables if t.rows], blocks=blocks
-    )
+    return Section("provenance", "Provenance", intro, [], [t for t in tables if t.rows], blocks=blocks)
 
 
 def _version(package: str) -> str | None:

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from dataprep import storage
-from dataprep.storage import UserError, join
+from dataprep.storage import join
 from jobs.report_data import Outputs
 
 POINTS = 300  # of a stage's curve, to twice as many
@@ -38,8 +38,8 @@ def lines(path: str) -> Iterator[dict[str, Any]]:
     with file:
         for line in file:
             with contextlib.suppress(ValueError):
-                record = json.loads(line)
-                if isinstance(record, dict) and "step" in record:
+                record = json.loads(line, parse_constant=lambda _: None)
+                if isinstance(record, dict) and {"step", "tokens"} <= record.keys():
                     yield record
 
 
@@ -104,7 +104,7 @@ def evaluation(directory: str) -> dict[str, Any]:
 
 def _json(path: str) -> dict[str, Any]:
     try:
-        found = storage.read_json(path)
-    except UserError:  # being written
+        found = json.loads(storage.read_bytes(path), parse_constant=lambda _: None)  # a loss that is not a number
+    except (FileNotFoundError, ValueError):  # not there, or being written
         return {}
     return found if isinstance(found, dict) else {}

@@ -41,7 +41,7 @@ def train(root: Path) -> None:
             records.append(
                 {"stage": stage, "step": 40 * number + step, "tokens": tokens, "stage_tokens": 1000 * step,
                  "loss": None if step == 7 else 5 - step / 20, "balance": 1.0, "gradient": rng.random() + 0.1,
-                 "lr": 1e-3, "sequences": 8,
+                 "lr": 1e-3, "sequences": float("nan") if step == 9 else 8,
                  "seconds": 1.0, "wait_seconds": 0.1, "tokens_per_second": 1000.0, "memory_gb": 1.0, "mfu": 0.3,
                  "drop_rate": 0.0, "router_entropy": 1.3, "expert_load": [[0.9, 1.1], [1.2, 0.8]], **losses}
             )  # fmt: skip
@@ -55,6 +55,7 @@ def train(root: Path) -> None:
         write_json(
             str(folder / "evaluation.json"),
             {"schema": 1, "stage": stage, "step": 40, "tokens": tokens, "context": 128, "cells": [],
+             "ignored": float("nan"),
              "held_out": score | {"documents": 3}, "sources": {EVIL: score}, "classes": {"short": score},
              "positions": [{"from": k, "to": 2 * k + 1, "tokens": 3, "loss": 6.0 - k} for k in (0, 1, 3)],
              "needle": [{"length": n, "depth": d, "samples": 2, "exact": d} for n in (64, 128) for d in (0.0, 1.0)],
@@ -231,6 +232,17 @@ def test_a_page_of_a_corpus_alone(tmp_path, capfd):
     page = (tmp_path / "out" / "page.html").read_text()
     assert {tag["id"] for name, tag in Elements(page).tags if name == "section"} == {"flow", "provenance"}
     assert f"file://{tmp_path}/out/page.html" in capfd.readouterr().err.replace("\n", "")
+
+
+def test_outputs_of_another_version_are_named_and_left_out(done, tmp_path):
+    shutil.copytree(done / "root", tmp_path / "root")
+    (step,) = (tmp_path / "root").glob("quality-*/step.json")
+    write_json(str(step), json.loads(step.read_text()) | {"version": 0})
+    (commit, *_) = step.parent.glob("*.commit.json")
+    write_json(str(commit), json.loads(commit.read_text()) | {"aggregates": {"of": "old"}})
+    page = report_page.render(load(str(done / "config.yaml"), ["--root", str(tmp_path / "root")]), "CONFIG.yaml")
+    assert "quality" not in {tag.get("id") for name, tag in Elements(page).tags if name == "section"}
+    assert "left out above until they are made anew: quality." in page
 
 
 def test_a_users_password_in_an_address_is_not_shown(done):
