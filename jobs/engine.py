@@ -131,6 +131,8 @@ class Engine:
             raise UserError(
                 f"another run is writing under {self.root}; wait for it, or choose another --root"
             ) from None
+        for half_written in (path / "latest").glob(".tmp-*"):  # by a run that was killed
+            half_written.unlink()
         return file
 
     def close(self) -> None:

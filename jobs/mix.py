@@ -130,9 +130,8 @@ def prepare(engine: Engine, config: Config) -> Prepared:
     fingerprint = storage.fingerprint([plan.fingerprint, tokenizer_print, {c.key: c.fingerprint for c in ids}])
     if not engine.dry_run:  # the trainer evaluates with the tokeniser
         here = path.removeprefix(f"{engine.root}/")
-        storage.write_json(
-            storage.join(engine.root, "latest", "vocabulary.json"), {"path": here, "tokenizer": tokenizer_print}
-        )
+        used = {"path": here, "tokenizer": tokenizer_print, "eos": config.tokens.eos, "bos": config.tokens.bos}
+        storage.ensure_json(storage.join(engine.root, "latest", "vocabulary.json"), used)
     stages = []
     for stage in (plan.held_out, *plan.stages):
         info = plan.stage_info(stage.name, coder.vocab_size, coder.eos, tokenizer_print, "heartbeat.json")

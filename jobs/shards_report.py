@@ -52,18 +52,14 @@ def print_stats(stage: StageInfo, ended: bool, totals: dict[str, Any]) -> None:
 
 def decoder(where: "Where", log: ShardLog, given: str | None) -> Callable[[np.ndarray], str]:
     """Ids to text, with the tokeniser the stage was packed with; the numbers where it is not found."""
-    config = where.config.tokens if where.config else TokensConfig()
-    path = given or config.tokenizer
-    if path is None and (entry := read_json(join(where.root, "latest", "tokenizer.json"))):
-        commit = Commit.load(join(where.root, entry["directory"]), "all")
-        path = commit.path("tokenizer") if commit else None
+    used = read_json(join(where.root, "latest", "vocabulary.json")) or {}
+    config = TokensConfig(**{name: used[name] for name in ("eos", "bos") if name in used})
+    path = given
+    if path is None and used.get("tokenizer") == log.stage.tokenizer:
+        path = used["path"] if used["path"].startswith("/") or "://" in used["path"] else join(where.root, used["path"])
     if path is None:
         return lambda ids: " ".join(map(str, ids.tolist()))
-    try:
-        digest = storage.xxhash.xxh3_128_hexdigest(storage.read_bytes(path))
-    except FileNotFoundError:
-        raise UserError(f"there is no tokeniser {path}; name it with --tokenizer") from None
-    if log.stage.tokenizer not in (digest, storage.fingerprint(digest)):
+    if tokenizer.identity(tokenizer.read(path), config) != log.stage.tokenizer:
         raise UserError(f"{path} is not the tokeniser that {log.directory} was packed with; give that one")
     return tokenizer.load(path, config).decode
 

@@ -26,6 +26,7 @@ def test_figures_of_a_small_corpus(tmp_path, monkeypatch):
         lines = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in documents.items())
         (tmp_path / f"{name}.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
     monkeypatch.setattr(quality, "PEERS", {"pycld2": quality.cld2})
+    monkeypatch.delitem(quality.SECTIONS, "classifier")  # tests/benchmarks/test_classifier_benchmark.py
     monkeypatch.setattr(quality, "PEER_MB", 0.001)
     monkeypatch.setattr(quality, "with_datatrove", lambda texts: None)
     arguments = ["x", "--corpus", str(tmp_path), "--json", str(tmp_path / "figures.json")]

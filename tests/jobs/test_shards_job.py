@@ -41,6 +41,10 @@ def shown(capsys, folder: Path, *words: str, code: int = 0) -> str:
     return capsys.readouterr().out
 
 
+def rows(text: str) -> set[tuple[str, ...]]:
+    return {tuple(cell.strip() for cell in line.split("│")) for line in text.splitlines() if "│" in line}
+
+
 def log(folder: Path, stage: str) -> ShardLog:
     found = ShardLog(
         str(folder / "root" / read_json(str(folder / "root" / "latest" / f"pack-{stage}.json"))["directory"])
@@ -57,7 +61,8 @@ def test_stats_are_those_of_the_end_and_of_the_commits_before_it(copy, capsys):
     assert re.search(rf"source tales +│ +{totals['packed']:,} \(100.0%\)", text)
     end.unlink()
     running = shown(capsys, copy, "stats", "--stage", "base")
-    assert running.replace("stage base, still being packed", "stage base") == text
+    assert "stage base, still being packed" in running
+    assert rows(running) and rows(running) <= rows(text)  # what follows from the sums is in the end's alone
 
 
 def test_verify_puts_damage_into_quarantine_and_takes_it_out_again(copy, capsys):
