@@ -42,7 +42,7 @@ def publish(root: Path, step: str) -> str:
     """A step's directory, pointed to as the engine does."""
     write_json(str(root / "latest" / f"{step}.json"), {"directory": f"{step}-0123456789ab"})
     write_json(
-        str(root / f"{step}-0123456789ab" / "step.json"), {"name": step, "version": VERSIONS[step.split("-")[0]]}
+        str(root / f"{step}-0123456789ab" / "step.json"), {"name": step, "version": VERSIONS[step.partition("-")[0]]}
     )
     return str(root / f"{step}-0123456789ab")
 

@@ -51,7 +51,7 @@ class Outputs:
         """Those of them that this version of the code has written, or would write in the same form."""
         current = {}
         for name, directory in self.newest.items():
-            version = VERSIONS.get(name.split("-")[0])
+            version = VERSIONS.get(name.partition("-")[0])
             if version is None or version == (storage.read_json(join(directory, "step.json")) or {}).get("version"):
                 current[name] = directory
         return current

@@ -245,9 +245,9 @@ def training(stages: list[dict[str, Any]]) -> Section | None:
 def provenance(outputs: Outputs, config: Config, plan: Plan | None, command: str) -> Section:
     names = ("step", "version", "place", "partitions", "bytes")
     columns = [("step", "text"), ("version", "number"), ("directory", "text"), ("partitions", "count"), ("MB", "MB")]
-    found = report_data.provenance(outputs)
-    rows = [[row[n] for n in names] for row in found]
-    old = ", ".join(row["step"] for row in found if not row["current"])
+    steps = report_data.provenance(outputs)
+    rows = [[row[n] for n in names] for row in steps]
+    old = ", ".join(row["step"] for row in steps if not row["current"])
     intro = "What made these outputs."
     intro += f" Of another version, and left out above until they are made anew: {old}." if old else ""
     versions: list[list] = [["Python", platform.python_version()], ["Trivium", _version("trivium")]]
