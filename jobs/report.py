@@ -26,7 +26,11 @@ def write(config: Config, command: str, path: str | None = None) -> str:
     if not Outputs(config.root).steps:
         raise UserError(f"there are no outputs under {config.root} yet; run jobs/pipeline.py first, or mend --root")
     path = storage.absolute(path or join(config.root, "report.html"))
-    storage.write_bytes(path, render(config, command).encode())
+    try:
+        page = render(config, command)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} went while it was read: a run is at work; try again, or --serve") from None
+    storage.write_bytes(path, page.encode())
     return Path(path).as_uri() if storage.is_local(path) else path
 
 

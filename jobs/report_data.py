@@ -233,10 +233,10 @@ def quality(outputs: Outputs) -> dict[str, Any]:
 
 
 def windows(outputs: Outputs, stage: str) -> list[dict[str, int]]:
-    """Packed tokens by length class of each shard of a stage, in training order; an older run has none."""
+    """Packed tokens by length class of each shard of a stage, in training order."""
 
     def take(commit: Commit) -> dict[str, int]:
-        return add([{cell["length_class"]: cell["tokens"]} for cell in commit.aggregates.get("cells", [])])
+        return add([{cell["length_class"]: cell["tokens"]} for cell in commit.aggregates["cells"]])
 
     return outputs.commits(f"pack-{stage}", take)
 

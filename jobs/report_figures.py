@@ -166,7 +166,9 @@ def cluster_sizes(sizes: dict[int, int]) -> Figure:
     names = [f"{1 << (k - 1)}–{(1 << k) - 1}" for k in bits]
     data = [{"type": "bar", "x": names, "y": [found.get(k, 0) for k in bits], "marker": {"color": COLOURS[0]}}]
     x = {"title": {"text": "documents in a cluster"}, "type": "category"}
-    return figure("Cluster sizes", data, {"xaxis": x, "yaxis": {"type": "log", "title": {"text": "clusters"}}})
+    return figure(
+        "Cluster sizes", data, {"xaxis": x, "yaxis": {"type": "log", "dtick": 1, "title": {"text": "clusters"}}}
+    )
 
 
 def quality(found: dict[str, Any]) -> list[Figure]:
