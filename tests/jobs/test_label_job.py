@@ -205,7 +205,7 @@ def test_a_document_that_the_endpoint_refuses_costs_only_itself(folder):
 
 def test_a_model_that_never_keeps_to_the_form_does_not_spend_the_budget(folder, monkeypatch):
     monkeypatch.setattr("jobs.label.MOST_UNRATED", 3)
-    told = pytest.raises(UserError, match="rated none of 3 documents in a row .*malformed answer")
+    told = pytest.raises(UserError, match=r"rated none of 3 documents in a row .*malformed answer")
     with Endpoint(lambda text, times: BAD_ANSWERS["endless"]) as server, told:
         run(folder, server, "useless", malformed_retries=0, concurrency=1)
     assert len(server.asked) == 3
