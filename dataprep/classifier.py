@@ -35,7 +35,9 @@ class ClassifierConfig(BaseModel):
     held_out: float = Field(
         0.2, gt=0, lt=1, description="share of the rows not trained on: half calibrate, half are tested on"
     )
-    buckets: int = Field(1 << 20, gt=0, description="rows of the table that n-grams are hashed to; a power of two")
+    buckets: int = Field(
+        1 << 20, gt=0, le=1 << 28, description="rows of the table that n-grams are hashed to; a power of two"
+    )
     dimensions: int = Field(16, gt=0, le=1024, description="length of an embedding")
     epochs: int = Field(5, gt=0, description="passes over the rows")
     rate: float = Field(0.1, gt=0, description="learning rate at the start; it falls linearly to 0")

@@ -20,9 +20,9 @@ def aggregates(table: pa.Table, documents: pa.Table, measured: pa.Table) -> dict
     """What a report reads instead of documents. table: from `judge`, measured: from `measure`.
 
     `cells`: [{source, language, tier, documents, bytes}]. `failed`: source -> rule -> documents. `scores`: source ->
-    counts in BINS equal bins. `evaluation`: source -> evaluation set -> contaminated documents. `examples`: source ->
-    tier -> up to EXAMPLES of {doc, rank, score, excerpt}, those with the smallest hash of doc (`rank`), so that several
-    partitions' examples can be merged.
+    tier -> counts in BINS equal bins. `evaluation`: source -> evaluation set -> contaminated documents. `examples`:
+    source -> tier -> up to EXAMPLES of {doc, rank, score, excerpt}, those with the smallest hash of doc (`rank`), so
+    that several partitions' examples can be merged.
     """
     group, names = groups(documents, measured)
     codes, sources = encode(documents["source"])
@@ -50,7 +50,8 @@ def aggregates(table: pa.Table, documents: pa.Table, measured: pa.Table) -> dict
     for code, name in enumerate(sources):
         here = codes == code
         result["failed"][name] = _counts(rules[rule_codes == code], tuple(RULES))
-        result["scores"][name] = np.bincount(bins[here], minlength=BINS).tolist()
+        by_tier = np.bincount(tier[here] * BINS + bins[here], minlength=len(TIERS) * BINS).reshape(-1, BINS)
+        result["scores"][name] = dict(zip(TIERS, by_tier.tolist(), strict=True))
         hit, hits = np.unique(evaluation[here & bad], return_counts=True)
         result["evaluation"][name] = dict(zip(hit.tolist(), hits.tolist(), strict=True))
         result["examples"][name] = {

@@ -251,8 +251,21 @@ def _parquet(file: BinaryIO, path: str, source: SourceConfig) -> Iterator[Record
         size = sum(parquet.metadata.row_group(g).total_byte_size for g in range(parquet.metadata.num_row_groups))
         batch_size = max(1, min(4096, BATCH_BYTES * rows // max(1, size)))
         names = parquet.schema_arrow.names
-    batches = parquet.iter_batches(batch_size, columns=_columns(names, source))
-    yield from _rows(batches, names, source)
+    _need_text(names, source)
+    first = 0
+    for group in range(parquet.num_row_groups):  # one by one: damage costs the rest of its own group only
+        batches = parquet.iter_batches(batch_size, [group], _columns(names, source))
+        number = first
+        first += parquet.metadata.row_group(group).num_rows
+        try:
+            for found in _rows(batches, source, number):
+                number = found.record + 1
+                yield found
+        except Unreadable as error:
+            lost = (
+                f"row group {group}, its last {first - number} of {parquet.metadata.row_group(group).num_rows} records"
+            )
+            yield Bad(number, error.reason, f"{lost}: {error.detail}", "")
 
 
 def _arrow(file: BinaryIO, path: str, source: SourceConfig) -> Iterator[Record | Bad]:
@@ -265,7 +278,8 @@ def _arrow(file: BinaryIO, path: str, source: SourceConfig) -> Iterator[Record |
     with _arrow_errors():
         stream = pa.ipc.open_stream(pa.PythonFile(file, mode="r"))
         names = stream.schema.names
-    yield from _rows(stream, names, source)
+    _need_text(names, source)
+    yield from _rows(stream, source)
     if is_file and not complete:
         raise Unreadable("truncated archive", "the Arrow file ends without its footer")
 
@@ -278,12 +292,13 @@ def _columns(names: list[str], source: SourceConfig) -> list[str] | None:
     return [name for name in names if name in wanted]
 
 
-def _rows(batches: Iterator[pa.RecordBatch], names: list[str], source: SourceConfig) -> Iterator[Record | Bad]:
-    """Records of a columnar file; one `Bad` for all of it if it lacks the column of texts."""
+def _need_text(names: list[str], source: SourceConfig) -> None:
     if source.fields.text.split(".")[0] not in names:
-        yield Bad(0, "missing field", f"no column {source.fields.text!r} among {', '.join(names)}", "")
-        return
-    number = 0
+        raise Unreadable("missing field", f"no column {source.fields.text!r} among {', '.join(names)}")
+
+
+def _rows(batches: Iterator[pa.RecordBatch], source: SourceConfig, number: int = 0) -> Iterator[Record | Bad]:
+    """Records of a columnar file, from record `number` on."""
     while True:
         with _arrow_errors():
             batch = next(batches, None)

@@ -33,6 +33,10 @@ class UserError(Exception):
     """A mistake the user can mend: shown as one line (what, where, what to do), without a stack trace."""
 
 
+class WrongURL(UserError, ValueError):
+    """No file system for a URL; a ValueError too, so that those who know which key names it can say so."""
+
+
 def is_local(path: str) -> bool:
     return "://" not in path or path.startswith("file://")
 
@@ -45,8 +49,11 @@ def absolute(path: str) -> str:
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec file system of a path or URL, and the path as that file system spells it."""
-    return fsspec.core.url_to_fs(path)
+    """The fsspec file system of a path or URL, and the path as it spells it. UserError where there is none."""
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise WrongURL(f"cannot use {path}: {error}; correct the URL, or install what it needs") from None
 
 
 def join(base: str, *names: str) -> str:
@@ -81,7 +88,9 @@ def expand(pattern: str) -> list[str]:
 
 
 def read_bytes(path: str) -> bytes:
-    """A whole file, a small one: on an object store one GET, past any listing that its client keeps."""
+    """A whole file, a small one: on an object store one GET, past any listing that its client keeps. UserError where
+    it is not the file that was committed."""
+    check(path)
     if not is_local(path):
         fs, name = filesystem(path)
         return fs.cat_file(name)
@@ -95,6 +104,8 @@ def read_json(path: str) -> Any:
         return json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
+    except WrongURL:
+        raise
     except ValueError:
         raise UserError(f"{path} is damaged: no JSON any more; remove it and run the same command again") from None
 
@@ -330,6 +341,8 @@ def explain_os_error(error: OSError) -> UserError | None:
         return UserError(f"no space left while writing {where}; free some and run the same command again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"no permission for {where}; make it accessible or choose another path")
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+        return UserError(f"cannot use {where}: {os.strerror(error.errno)}; choose another path")
     return None
 
 

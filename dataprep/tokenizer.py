@@ -51,7 +51,7 @@ class TokensConfig(BaseModel):
     kind: Literal["byte-level-bpe", "sentencepiece-bpe", "sentencepiece-unigram"] = Field(
         default="byte-level-bpe", description="what to train; byte-level BPE is encoded many times faster"
     )
-    vocab_size: int = Field(default=32768, ge=300, description="entries of the trained vocabulary")
+    vocab_size: int = Field(default=32768, ge=300, le=1 << 22, description="entries of the trained vocabulary")
     sample_mb: float = Field(default=100, gt=0, description="megabytes of text to train on")
     source_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default={},
@@ -87,22 +87,25 @@ def identity(data: bytes, config: TokensConfig) -> str:
     return fingerprint([xxhash.xxh3_128_hexdigest(data), config.eos, config.bos])
 
 
-def cuts(data: bytes | memoryview, start: int, end: int, space: bool = False) -> Iterator[tuple[int, int]]:
-    """Pieces (start, end) of UTF-8 data[start:end], each at most PIECE bytes; at least one, though it be empty.
+def cuts(
+    data: bytes | memoryview, start: int, end: int, space: bool = False, most: int = 0
+) -> Iterator[tuple[int, int]]:
+    """Pieces (start, end) of UTF-8 data[start:end], of at most `most` bytes (0: PIECE); at least one, maybe empty.
 
     A cut lies, best first, behind a line break between visible characters, before a space between them, between any two
     characters. At the first two nearly all tokenisers cut anyway, so that the ids are those of the whole text.
     space: for a library that puts a space before every piece: cut at spaces only, which are left out, if there are any.
     """
-    while end - start > PIECE:
-        middle = start + PIECE // 2
-        window = data[middle : start + PIECE]
+    most = most or PIECE
+    while end - start > most:
+        middle = start + most // 2
+        window = data[middle : start + most]
         breaks = [] if space else [m.end(1) for m in LINE_BREAK.finditer(window)][-1:]
         if breaks := breaks or [m.start(1) for m in SPACE.finditer(window)][-1:]:
             cut = behind = middle + breaks[0]
             behind += space
         else:
-            cut = start + PIECE
+            cut = start + most
             while data[cut] & 0xC0 == 0x80:
                 cut -= 1
             behind = cut

@@ -21,6 +21,7 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SAMPLED_PARTITIONS = 1000  # of a source, at most
+TRAINING_PIECE = 1 << 12  # bytes of text that the library gets as one string: its time grows with the square of a word
 
 
 def sample(partitions: Mapping[str, Sequence[str]], sizes: Mapping[str, int], seed: int) -> Iterator[str]:
@@ -66,7 +67,8 @@ def train(texts: Iterable[str], config: TokensConfig) -> bytes:
 
     The same texts in the same order give the same bytes, for any number of threads.
     """
-    pieces = (data[a:b].decode() for data in (text.encode() for text in texts) for a, b in cuts(data, 0, len(data)))
+    encoded = (text.encode() for text in texts)
+    pieces = (data[a:b].decode() for data in encoded for a, b in cuts(data, 0, len(data), most=TRAINING_PIECE))
     if config.kind == "byte-level-bpe":
         return _train_byte_level(pieces, config)
     return _train_sentencepiece(pieces, config)

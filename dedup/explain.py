@@ -27,9 +27,12 @@ def documents(paths: Sequence[str], starts: Sequence[int], docs: Collection[int]
     for number, members in wanted.items():
         if number >= 0:
             with storage.arrow_file(paths[number]) as file:
-                wanted_rows = pc.field("doc").isin(pa.array(members, pa.uint64()))
-                rows = pq.read_table(file, columns=COLUMNS, filters=wanted_rows)
-            found |= {row["doc"]: row for row in rows.to_pylist()}
+                parquet, values = pq.ParquetFile(file), pa.array(members, pa.uint64())
+                for group in range(parquet.num_row_groups):  # texts of a group that holds one, of no other
+                    here = pc.is_in(parquet.read_row_group(group, ["doc"])["doc"], values)
+                    if pc.any(here).as_py():
+                        rows = parquet.read_row_group(group, COLUMNS).filter(here)
+                        found |= {row["doc"]: row for row in rows.to_pylist()}
     return found
 
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,7 @@ def main(job: Any, argv: list[str]) -> int:
         return print_keys()
     if not arguments.config:
         parser.error("CONFIG.yaml is missing")
+    arguments.command = shlex.join([arguments.config, *overrides])
     if hasattr(job, "start"):  # it builds nothing
         return guard(lambda: job.start(arguments, overrides))
     return guard(lambda: start(job, arguments, overrides))

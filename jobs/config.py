@@ -88,11 +88,15 @@ def load(path: str, overrides: list[str] | None = None) -> Config:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path} must hold a mapping with the sections {', '.join(Config.model_fields)}")
     try:
-        return Config(_cli_parse_args=overrides or [], _cli_prog_name="CONFIG.yaml", **values)
+        return Config(_cli_parse_args=overrides or [], _cli_exit_on_error=False, **values)
     except ValidationError as error:
-        raise UserError("\n".join(explain(e, path) for e in error.errors())) from None
+        errors = [e for e in error.errors() if e["type"] != "too_short" or e["ctx"]["actual_length"] or not e["input"]]
+        raise UserError("\n".join(explain(e, path) for e in errors)) from None
     except SettingsError as error:
-        raise UserError(f"the command line: {error}; a list or mapping is written as JSON or YAML flow") from None
+        why = str(error).removeprefix("error parsing CLI: ")
+        raise UserError(
+            f"the command line: {why}; --help lists the keys; a list or mapping is given whole, as JSON or YAML flow"
+        ) from None
 
 
 def explain(error: Any, path: str) -> str:

@@ -114,7 +114,21 @@ class Engine:
         self.results: dict[str, Any] = {}  # of the jobs that this run has brought up to date
         self._ray_lock = threading.Lock()
         self._started_ray = self._own_cluster = False
+        if not storage.is_local(root):
+            self._try_root()
         self._lock_file = None if dry_run or not storage.is_local(root) else self._take_lock()
+
+    def _try_root(self) -> None:
+        """Clients of object stores raise what they like for an unknown scheme, host, bucket or credentials."""
+        try:
+            storage.exists(self.root)
+        except UserError:
+            raise
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            raise UserError(
+                f"cannot use root {self.root} ({why}); check the URL, the credentials and the connection"
+            ) from error
 
     def _take_lock(self) -> Any:
         """One run at a time may write under a local root; the lock ends with the process, however it ends."""
@@ -122,6 +136,8 @@ class Engine:
         try:
             path.mkdir(parents=True, exist_ok=True)
             file = open(path / ".lock", "a+")  # noqa: SIM115 (held for as long as the engine lives)
+        except ValueError as error:
+            raise UserError(f"cannot use root {self.root!r}: {error}") from None
         except OSError as error:
             raise storage.explain_os_error(error) or UserError(f"cannot use root {self.root}: {error}") from error
         try:

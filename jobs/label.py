@@ -22,6 +22,7 @@ from jobs.progress import Progress, say
 
 VERSION = 1
 SAMPLE_VERSION = 1
+MOST_UNRATED = 50
 STOPPED = f"{NO_ANSWER}stopped"
 BYTES_PER_TOKEN = 4  # for the estimate only
 ANSWER_TOKENS = 40  # likewise
@@ -115,6 +116,7 @@ class Labeller:
         self.rubric = Rubric(config)
         self.stop: BaseException | None = None  # why no further question is asked
         self.unanswered = 0  # questions in a row to which the endpoint had no answer
+        self.unrated = 0  # documents in a row without a rating, whatever the reason
         self.places = asyncio.Semaphore(config.concurrency)
         self.partitions = asyncio.Semaphore(2 + config.concurrency // config.partition_rows)
 
@@ -175,7 +177,14 @@ class Labeller:
             return row | rated | {"failed": failed, "attempts": attempt} | tokens | about
 
     def _watch(self, failed: str | None) -> None:
-        """An endpoint that fails everybody is down: stop, rather than go through all documents."""
+        """An endpoint that fails everybody is down, a model that never keeps to the form is the wrong one: stop, rather
+        than go through all documents and the whole budget."""
+        self.unrated = self.unrated + 1 if failed else 0
+        if self.unrated >= MOST_UNRATED:
+            self.stop = self.stop or UserError(
+                f"{self.config.model} at {self.config.endpoint} has rated none of {self.unrated} documents in a row "
+                f"(the last: {failed}); try another model or rubric, then run the same command again"
+            )
         self.unanswered = self.unanswered + 1 if failed and failed.startswith(NO_ANSWER) else 0
         if self.unanswered >= max(3, self.config.concurrency):
             self.stop = self.stop or UserError(

@@ -11,8 +11,8 @@ import numpy as np
 
 from dataprep import storage
 from dataprep.storage import join
-from dedup import report
-from jobs import corpus, dedup, mix, plan_report, quality, tokens, train
+from dedup.report import total
+from jobs import corpus, dedup, mix, plan_report, quality, report, tokens, train
 from jobs.config import Config
 from jobs.engine import Engine
 from jobs.progress import console, say
@@ -36,6 +36,7 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     storage.write_json(join(engine.root, "summary.json"), summary)
     print_summary(summary)
     say(f"the same numbers: {join(engine.root, 'summary.json')}")
+    say(f"see it, in a browser: {report.write(config, arguments.command)}")
 
 
 class Packer(threading.Thread):
@@ -66,7 +67,7 @@ def data_summary(engine: Engine, config: Config) -> dict[str, Any]:
     """Documents and tokens from the raw input to what may be drawn."""
     built = corpus.build(engine, config)
     quarantined = corpus.totals(built, "quarantined")
-    verdicts = report.total(c.aggregates["sources"] for c in dedup.build(engine, config))
+    verdicts = total(c.aggregates["sources"] for c in dedup.build(engine, config))
     reasons = {
         reason: sum(source.get(reason, {}).get("documents", 0) for source in verdicts.values())
         for reason in ("kept", "exact", "near")

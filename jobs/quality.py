@@ -21,7 +21,7 @@ from jobs.config import Config
 from jobs.engine import Engine, Step, once_per_run
 from jobs.progress import say
 
-VERSION = 2
+VERSION = 3
 MEASURED = {"bad_words", "classifier", "score", "decontaminate"}  # keys that `measure` depends on
 
 

@@ -22,7 +22,7 @@ from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 from mixer.allocate import water_fill
 
-VERSION = 3
+VERSION = 4
 Coder = tuple[str, str, bool, str]  # the arguments of `load`
 
 

@@ -10,6 +10,7 @@ TierName = Literal["low", "medium", "high"]
 TIERS = get_args(TierName)
 CLASSES = ("short", "medium", "long")
 HELD_OUT = "held-out"  # the name of the held-out split among the stages
+LONGEST = 1 << 27  # tokens in a sequence: packing holds arrays of that length
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -100,12 +101,14 @@ class Blend(Section):
 
 
 class Stage(Section):
-    name: str = Field(pattern=NAME, description="Names the stage's directory: letters, digits, '.', '_' and '-'.")
-    context: int = Field(ge=1, description="Tokens in one sequence.")
+    name: str = Field(
+        pattern=NAME, max_length=100, description="Names the stage's directory: letters, digits, '.', '_' and '-'."
+    )
+    context: int = Field(ge=1, le=LONGEST, description="Tokens in one sequence.")
     rope_base: float = Field(
         default=10_000.0, gt=0, allow_inf_nan=False, description="RoPE base the trainer uses in this stage."
     )
-    tokens: int = Field(ge=1, description="Tokens to draw for this stage.")
+    tokens: int = Field(ge=1, le=10**18, description="Tokens to draw for this stage.")
     shares: Shares | None = Field(
         default=None, description="Parts of short, medium and long documents; null: as they come."
     )
@@ -150,7 +153,7 @@ class HeldOut(Section):
     )
     tokens: int = Field(default=10_000_000, ge=0, description="Most held-out tokens to pack.")
     context: int | None = Field(
-        default=None, ge=1, description="Tokens in a held-out sequence; null: the first stage's."
+        default=None, ge=1, le=LONGEST, description="Tokens in a held-out sequence; null: the first stage's."
     )
 
 

@@ -35,7 +35,7 @@ class Fix:
 
     def __str__(self) -> str:
         value = self.value
-        shown = f"{value:,}" if isinstance(value, int) else ", ".join(f"{k} {v:g}" for k, v in value.items())
+        shown = value if isinstance(value, int) else "{" + ", ".join(f"{k}: {v:g}" for k, v in value.items()) + "}"
         return f"set mix.{'.'.join(map(str, self.path))} to {shown}"
 
 

@@ -38,7 +38,7 @@ class Exclude:
             text = read_bytes(path).decode("utf-8-sig") if path else ""
         except FileNotFoundError:
             raise UserError(f"mix.exclude: there is no file {path}; mend the path or set it to null") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ImportError, ValueError) as error:
             raise UserError(f"mix.exclude: {path} cannot be read as UTF-8 text ({error})") from None
         lines = sorted({stripped for line in text.split("\n") if (stripped := line.strip())})
         docs = [int(x[4:]) if DOC_LINE.fullmatch(x) and int(x[4:]) < 1 << 64 else None for x in lines]

@@ -206,8 +206,10 @@ def test_aggregates_count_every_document() -> None:
             assert set(docs) <= {r["doc"] for r in mine if r["tier"] == tier}
         for rule in RULES:
             assert found["failed"][name].get(rule, 0) == sum(rule in r["failed"] for r in mine)
-        bins = [min(BINS - 1, int(np.float32(r["score"]) * np.float32(BINS))) for r in mine]
-        assert found["scores"][name] == [bins.count(k) for k in range(BINS)]
+        for tier in TIERS:
+            scores = [r["score"] for r in mine if r["tier"] == tier]
+            bins = [min(BINS - 1, int(np.float32(score) * np.float32(BINS))) for score in scores]
+            assert found["scores"][name][tier] == [bins.count(k) for k in range(BINS)]
 
 
 def test_examples_are_those_of_smallest_rank_in_any_order() -> None:

@@ -362,3 +362,20 @@ def test_kind_by_suffix():
     for unknown in ("a.jsonl/data", "x.csv"):
         with pytest.raises(UserError, match="kind"):
             kind_of(unknown, source())
+
+
+def test_a_damaged_row_group_costs_its_own_records_only(tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = [f"document {n} " + "x" * n for n in range(40)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=10, compression="zstd", use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + column.total_compressed_size] = bytes(
+        column.total_compressed_size
+    )
+    path.write_bytes(data)
+    found = list(read_records(str(path), source()))
+    good, bad = [f for f in found if isinstance(f, Record)], [f for f in found if isinstance(f, Bad)]
+    assert [(g.record, g.text.decode()) for g in good] == [(n, texts[n]) for n in [*range(10), *range(20, 40)]]
+    assert [(b.record, b.reason) for b in bad] == [(10, "unreadable file")]
+    assert "row group 1, its last 10 of 10 records" in bad[0].detail

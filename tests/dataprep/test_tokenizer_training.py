@@ -1,5 +1,6 @@
 """Training a tokeniser: the sample by source, and models that are the same bytes again and again."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,13 @@ from dataprep.storage import UserError
 from dataprep.tokenizer import BOS, TokensConfig, load
 from dataprep.tokenizer_training import sample, train
 from tests.dataprep.test_tokenizer import CONFIG, CORPUS, encode
+
+
+def test_training_gets_no_word_longer_than_a_piece(monkeypatch) -> None:
+    """The library's training takes time by the square of a word's length: hours for a megabyte of one letter."""
+    monkeypatch.setattr(tokenizer_training, "TRAINING_PIECE", 8)
+    vocabulary = json.loads(train(["a" * 1000], CONFIG))["model"]["vocab"]
+    assert {"a" * 8} <= set(vocabulary) and not any("a" * 9 in token for token in vocabulary)
 
 
 def test_training_does_not_depend_on_order_or_threads(monkeypatch) -> None:

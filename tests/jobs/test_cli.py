@@ -38,6 +38,9 @@ def run(capfd, job, *argv: str) -> tuple[int, str]:
         ({"quality": {"tiers": [{"source": "tail"}]}}, ["quality.tiers", "tail", "tales"]),
         ({"train": {"stages": {"bse": [{"share": 1, "lr": 0.1}]}}}, ["train.stages", "bse", "base"]),
         ({"root": ""}, ["root"]),
+        ({"mix": {"stages": [{"name": "a", "context": 1 << 40, "tokens": 5}]}}, ["mix.stages.0.context"]),
+        ({"mix": {"stages": [{"name": "a", "context": 8, "tokens": 1 << 63}]}}, ["mix.stages.0.tokens"]),
+        ({"mix": {"stages": [{"name": "a" * 300, "context": 8, "tokens": 5}]}}, ["mix.stages.0.name"]),
     ],
 )
 def test_a_wrong_key_or_value_names_key_value_and_what_is_right(tmp_path, capfd, change, words):
@@ -51,6 +54,9 @@ def test_all_mistakes_are_told_at_once(tmp_path):
     with pytest.raises(UserError) as told:
         load(small.write_config(tmp_path, dedup={"threshold": 2}, workers=-1))
     assert len(str(told.value).splitlines()) == 2
+    with pytest.raises(UserError) as told:
+        load(small.write_config(tmp_path, corpus={"sources": [{"name": "a/b", "paths": ["x"]}]}))
+    assert len(str(told.value).splitlines()) == 1  # not also that there is no source left
 
 
 def test_a_malformed_value_on_the_command_line(tmp_path, capfd):
@@ -87,6 +93,9 @@ def test_missing_input_and_unusable_root(tmp_path, capfd):
     (tmp_path / "file").write_text("")
     code, error = run(capfd, corpus, small.write_config(tmp_path), "--root", str(tmp_path / "file"))
     assert code == 1 and str(tmp_path / "file") in error and len(error.splitlines()) == 1
+    for root in ("nowhere://x", "/tmp/\0", str(tmp_path / ("x" * 300))):
+        code, error = run(capfd, corpus, small.write_config(tmp_path, root=root))
+        assert code == 1 and error.startswith("error: cannot use") and len(error.splitlines()) == 1
 
 
 def test_the_command_line_overrides_the_file(tmp_path):
@@ -101,9 +110,8 @@ def test_the_command_line_overrides_the_file(tmp_path):
 
 
 def test_an_unknown_flag_is_refused(tmp_path, capfd):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(corpus, [small.write_config(tmp_path), "--dedup.treshold", "0.9"])
-    assert stopped.value.code == 2 and "--dedup.treshold" in capfd.readouterr().err
+    code, error = run(capfd, corpus, small.write_config(tmp_path), "--dedup.treshold", "0.9")
+    assert code == 1 and "--dedup.treshold" in error and len(error.splitlines()) == 1
 
 
 def test_the_environment_decides_nothing(tmp_path, monkeypatch):

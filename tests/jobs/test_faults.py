@@ -1,5 +1,6 @@
 """Damage and odd input: nothing damaged gets into the shards, everything damaged is named or made again."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -22,8 +23,15 @@ def flip(file: Path, place: float) -> None:
     file.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("place", [0.1, 0.35, 0.5, 0.65, 0.9])
-@pytest.mark.parametrize("step", ["tokens-*/*.arrow", "corpus-*/*.parquet"])
+@pytest.mark.parametrize(
+    ("step", "place"),
+    [
+        *itertools.product(["tokens-*/*.arrow", "corpus-*/*.parquet"], [0.1, 0.35, 0.5, 0.65, 0.9]),
+        ("plan-*/all.plan.*.json", 0.5),
+        ("plan-*/all.places.*.arrow", 0.5),
+        ("tokenizer-*/all.tokenizer.*.json", 0.5),
+    ],
+)
 def test_a_flipped_byte_is_named_not_packed(done, copy, step, place):  # noqa: F811
     before = tree(copy / "root")
     victim = sorted((copy / "root").glob(step))[0]

@@ -203,6 +203,14 @@ def test_a_document_that_the_endpoint_refuses_costs_only_itself(folder):
         assert all(len(r["text"]) % 4 == 0 and server.asked[r["text"]] == 1 for r in failed) and len(rows) > len(failed)
 
 
+def test_a_model_that_never_keeps_to_the_form_does_not_spend_the_budget(folder, monkeypatch):
+    monkeypatch.setattr("jobs.label.MOST_UNRATED", 3)
+    told = pytest.raises(UserError, match=r"rated none of 3 documents in a row .*malformed answer")
+    with Endpoint(lambda text, times: BAD_ANSWERS["endless"]) as server, told:
+        run(folder, server, "useless", malformed_retries=0, concurrency=1)
+    assert len(server.asked) == 3
+
+
 def test_the_key_is_sent_and_never_shown(folder, tmp_path):
     """A server that quotes the key wherever it can, and a job as a user runs it: the key is in no file and no line."""
 

@@ -38,7 +38,11 @@ def losses(root: Path) -> list[tuple]:
 
 
 def data(root: Path) -> dict[str, str]:
-    return {name: digest for name, digest in tree(root).items() if not name.startswith(("train-", "ray-", "summary"))}
+    return {
+        name: digest
+        for name, digest in tree(root).items()
+        if not name.startswith(("train-", "ray-", "summary", "report"))
+    }
 
 
 def test_the_summary_tells_the_whole_story(done):
@@ -53,6 +57,7 @@ def test_the_summary_tells_the_whole_story(done):
         assert sum(stage["shares_achieved"].values()) == pytest.approx(1)
         assert Path(stage["shards"]).is_dir()
     assert (Path(summary["model"]) / "config.json").exists()
+    assert "Kept and removed, side by side" in (done / "root" / "report.html").read_text()
 
 
 def test_the_exported_model_loads_in_transformers(done):
@@ -70,7 +75,9 @@ def test_one_cpu_gives_the_same_bytes_and_losses(done, tmp_path):
 
 
 def test_a_second_run_finds_everything_done(done):
-    before = {f: f.stat().st_mtime_ns for f in (done / "root").rglob("*") if f.is_file() and f.name != "summary.json"}
+    made_anew = ("summary.json", "report.html")
+    files = [f for f in (done / "root").rglob("*") if f.is_file() and f.name not in made_anew]
+    before = {f: f.stat().st_mtime_ns for f in files}
     began = time.monotonic()
     finish(command(done, done / "root", "pipeline", 2))
     assert time.monotonic() - began < 60
@@ -102,9 +109,9 @@ def test_a_packer_that_dies_is_an_error_not_an_endless_wait(tmp_path, monkeypatc
     monkeypatch.setattr(mix, "write_window", broken)
     config = load(small.write_config(tmp_path))
     with Engine(config.root, 0) as engine, pytest.raises(UserError, match="fell over"):
-        pipeline.main(engine, config, argparse.Namespace())
+        pipeline.main(engine, config, argparse.Namespace(command="CONFIG.yaml"))
     assert not (tmp_path / "root" / "summary.json").exists()
     monkeypatch.undo()
     with Engine(config.root, 0) as engine:
-        pipeline.main(engine, config, argparse.Namespace())
+        pipeline.main(engine, config, argparse.Namespace(command="CONFIG.yaml"))
     assert (tmp_path / "root" / "summary.json").exists()

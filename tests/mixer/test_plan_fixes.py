@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import assume, given, settings
 
 from dataprep.storage import UserError
@@ -65,10 +66,12 @@ def test_one_change_of_each_kind():
     assert {str(fix) for fix in fixes_of(sums, mix)} == {
         "set mix.stages.0.tokens to 800",
         "set mix.tiers.high.cap to 5",
-        "set mix.stages.0.shares to short 0.6, medium 0, long 0.4",
+        "set mix.stages.0.shares to {short: 0.6, medium: 0, long: 0.4}",
     }
     with pytest.raises(UserError, match=r"any one of these changes is enough:\n  set mix\.stages\.0\.tokens to 800"):
         make_plan(sums, mix)
+    for fix in fixes_of(sums, mix):  # a value can be pasted into the YAML as it stands
+        assert yaml.safe_load(str(fix).split(" to ")[1]) == fix.value
 
 
 def test_a_share_of_long_documents_is_not_proposed_where_none_fits():
