@@ -23,7 +23,7 @@ from trainer.collectives import AllGather
 if TYPE_CHECKING:
     from kernels.lightning_attention import Segments
 
-PART = 32768  # tokens of a part of the stream (`Layout.parts`)
+PART = 8192  # tokens of a part of the stream (`Layout.parts`)
 SCAN = 32  # chunks that the scan over states combines with one matrix product
 
 
