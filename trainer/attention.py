@@ -9,19 +9,21 @@ chunk (the block), G chunks of one scan step, X = N * N entries of a state. A di
 
 import functools
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from trainer.collectives import AllGather
-from trainer.documents import attend_documents
 
 if TYPE_CHECKING:
     from kernels.lightning_attention import Segments
 
+PART = 8192  # tokens of a part of the stream (`Layout.parts`)
 SCAN = 32  # chunks that the scan over states combines with one matrix product
 
 
@@ -108,6 +110,20 @@ class Layout:
             segments=segments,
             cp=cp,
         )
+
+    @functools.cached_property
+    def parts(self) -> list[tuple[slice, "Layout"]]:
+        """The stream cut between documents into parts of about PART tokens: where each lies, and its layout."""
+        cuts = [0]
+        for _, end in pairwise(self.cu_seqlens):
+            if end - cuts[-1] >= PART or end == self.cu_seqlens[-1]:
+                cuts.append(end)
+        block, device, groups = self.same_C1BB.shape[-1], self.position_T.device, len(self.member_GT)
+        parts, starts = [], np.array(self.cu_seqlens)
+        for part in (slice(*cut) for cut in pairwise(cuts)):
+            own = starts[(starts >= part.start) & (starts <= part.stop)] - part.start
+            parts.append((part, Layout.of(own.tolist(), block, device, self.group_T[part], groups)))
+        return parts
 
 
 @dataclass(frozen=True)
@@ -252,4 +268,17 @@ def softmax_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layou
         out_THN = varlen_attn(q_THN, k_THN, v_THN, *cu, *layout.longest, window_size=(-1, 0))
         assert isinstance(out_THN, Tensor)
         return out_THN
-    return attend_documents(q_THN, k_TKN, v_TKN, layout.cu_seqlens_device, layout.cu_keys_device)
+    return attend_documents(q_THN, k_TKN, v_TKN, layout)
+
+
+def attend_documents(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layout) -> Tensor:
+    """The documents one by one, where torch has no kernel for packed ones: on the CPU, and in float32."""
+    queries, keys = ([b - a for a, b in pairwise(cu)] for cu in (layout.cu_seqlens, layout.cu_keys))
+    out = []  # not by slices: the gradient of each would be as long as the stream
+    for q_tHN, k_tKN, v_tKN in zip(q_THN.split(queries), k_TKN.split(keys), v_TKN.split(keys), strict=True):
+        q, k, v = (x.transpose(0, 1)[None] for x in (q_tHN, k_tKN, v_tKN))
+        earlier = len(k_tKN) - len(q_tHN)  # keys on ranks before
+        mask = q.new_ones(len(q_tHN), len(k_tKN), dtype=torch.bool).tril(earlier) if earlier else None
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=not earlier, enable_gqa=True)
+        out.append(y[0].transpose(0, 1))
+    return torch.cat(out)

@@ -14,11 +14,12 @@ def grouped_linear(x_SI: Tensor, weight_EOI: Tensor, count_E: Tensor) -> Tensor:
         out_SO = torch._grouped_mm(x_SI, weight_EOI.mT, offs=offset_E)
         beyond_S = torch.arange(len(x_SI), device=x_SI.device) >= offset_E[-1]
         return out_SO.masked_fill_(beyond_S[:, None], 0)  # it leaves those rows uninitialised
-    out_SO = x_SI.new_zeros(len(x_SI), weight_EOI.shape[1])
+    out_SO = x_SI.new_empty(len(x_SI), weight_EOI.shape[1])
     start = 0
     for weight_OI, count in zip(weight_EOI, count_E.tolist(), strict=True):
         rows = slice(start, start := start + count)
         torch.mm(x_SI[rows], weight_OI.T, out=out_SO[rows])
+    out_SO[start:] = 0
     return out_SO
 
 

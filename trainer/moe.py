@@ -31,16 +31,19 @@ class Routing(NamedTuple):
 
 
 class Permute(torch.autograd.Function):
-    """Rows in another order. Its gradient is a gather too: quicker than a scatter-add, and always the same bits."""
+    """Rows, each `copies` times, in another order. Its gradient is a gather too: quicker than a scatter-add, and always
+    the same bits."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return x[order]
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, copies: int = 1) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.copies = copies
+        return x[order // copies]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad[ctx.saved_tensors[1]], None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        grad = grad[ctx.saved_tensors[0]]
+        return grad.unflatten(0, (-1, ctx.copies)).sum(1) if ctx.copies > 1 else grad, None, None, None
 
 
 def inverted(order: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ class MoE(nn.Module):
         weight_TA = prob_TE.gather(1, expert_TA)
         weight_TA = weight_TA / weight_TA.sum(-1, keepdim=True)
 
-        x_SD = Permute.apply(x_TD.repeat_interleave(top_k, dim=0), order_S, inverse_S)
+        x_SD = Permute.apply(x_TD, order_S, inverse_S, top_k)
         y_SD = self.experts(x_SD, load_E) if self.ep is None else self.exchanged(x_SD, load_E, self.ep.get_group())
         y_TAD = Permute.apply(y_SD, inverse_S, order_S).unflatten(0, (-1, top_k))
         out_TD = (y_TAD * weight_TA.to(x_TD.dtype)[:, :, None]).sum(1)

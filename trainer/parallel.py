@@ -152,7 +152,12 @@ def build_model(config: TrainConfig, vocabulary: int, rope_base: float, world: W
 
 
 def shard(model: Decoder, config: TrainConfig, world: World) -> None:
-    """FSDP2 layer by layer (HSDP with copies); the experts apart where expert parallelism splits them first."""
+    """FSDP2 layer by layer (HSDP with copies); the experts apart where expert parallelism splits them first.
+
+    One process that computes in its weights' own type has nothing to shard or cast, and FSDP would copy every weight.
+    """
+    if world.size == 1 and config.dtype != "bfloat16":
+        return
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     gate = policy
     if config.dtype == "bfloat16":

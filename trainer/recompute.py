@@ -4,10 +4,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from trainer.attention import Layout
 from trainer.config import TrainConfig
 from trainer.model import Decoder
+from trainer.moe import Routing
 
 BACKEND = "inductor"
 ROUTING = ("trivium::route",)  # never computed again: a rounding error would send tokens to other experts
@@ -21,7 +24,6 @@ COSTLY = (
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
     "torch_attn::_varlen_attn",
-    "trivium::attend_documents",
     "_c10d_functional::all_to_all_single",
     "_c10d_functional::all_gather_into_tensor",
 )
@@ -29,16 +31,30 @@ COSTLY = (
 
 def prepare(model: Decoder, config: TrainConfig) -> None:
     """Give every layer the checkpointing and compilation of the configuration; before FSDP wraps it."""
-    for layer in model.layers:
+    for number, layer in enumerate(model.layers):
         forward: Any = layer.forward
         if config.checkpointing != "none":
             kept = operators(ROUTING if config.checkpointing == "full" else COSTLY)
             contexts = partial(create_selective_checkpoint_contexts, kept)
             forward = partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
-        if config.compile:
+        if config.compile and (config.device == "cuda" or not config.model.is_softmax(number)):
+            # On the CPU softmax attention is a loop over a batch's documents: no graph would fit the next batch.
             whole = config.parallel.ep == config.parallel.cp == 1  # else a layer's exchanges part its graph
             forward = torch.compile(forward, backend=BACKEND, fullgraph=whole)
-        layer.forward = forward
+        # Without capacity and exchanges a document's tokens depend on no other document: layers need not hold what
+        # they compute again for all of a long stream.
+        alone = config.model.capacity == "none" and config.parallel.ep == config.parallel.cp == 1
+        layer.forward = partial(in_parts, forward) if config.checkpointing == "full" and alone else forward
+
+
+def in_parts(forward: Any, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Routing]:
+    """A layer over one part of the stream after the other."""
+    if len(layout.parts) == 1:
+        return forward(x_TD, rotary, layout)
+    lengths = [part.stop - part.start for part, _ in layout.parts]
+    pieces = zip(*(x.split(lengths) for x in (x_TD, *rotary)), layout.parts, strict=True)
+    outs, routings = zip(*(forward(x, (cos, sin), own) for x, cos, sin, (_, own) in pieces), strict=True)
+    return torch.cat(outs), Routing(*(torch.stack(sums).sum(0) for sums in zip(*routings, strict=True)))
 
 
 def operators(names: tuple[str, ...]) -> list[Any]:

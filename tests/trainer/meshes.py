@@ -13,6 +13,7 @@ from torch import Tensor
 from mixer.reader import Batch
 from mixer.shards import SEGMENT
 from tests.trainer.ranks import join
+from tests.trainer.training import whole
 from trainer.collectives import clip_gradients
 from trainer.config import ModelConfig, ParallelConfig, TrainConfig
 from trainer.data import micro_batches
@@ -70,7 +71,7 @@ def step(config: TrainConfig) -> Result:
     """On every rank of the process group; all ranks return the whole."""
     with world(config) as ranks:
         model = build_model(config, VOCABULARY, 1e4, ranks)
-        initial = {name: p.full_tensor().detach().clone() for name, p in model.named_parameters()}
+        initial = {name: whole(p).detach().clone() for name, p in model.named_parameters()}
         batches = list(micro_batches(Log(), 0, len(ROWS), config, ranks))
         counts = torch.tensor([[(b.target_T >= 0).sum(), b.real_T.sum()] for b in batches]).sum(0)
         targets, tokens = ranks.sum(counts).tolist()
@@ -83,7 +84,7 @@ def step(config: TrainConfig) -> Result:
             loss.backward()
             total += loss.detach()
             load_LE += out.routing.load_E
-        gradients = {name: p.grad.full_tensor().clone() for name, p in model.named_parameters()}
+        gradients = {name: whole(p.grad).clone() for name, p in model.named_parameters()}
         norm = clip_gradients(model.parameters(), 1e-3)
         return Result(float(ranks.sum(total)), float(norm), ranks.sum(load_LE), initial, gradients)
 

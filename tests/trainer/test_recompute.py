@@ -5,22 +5,21 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trainer.training import CONFIG
-from trainer import recompute
+from trainer import attention, recompute
 from trainer.attention import Layout
-from trainer.documents import attend_documents, attend_op
 from trainer.parallel import build_model, world
 
 CUTS = [0, 40, 41, 100]
 
 
 def step(config, cuts, ranks, model=None):
-    """(loss, gradients) of one pass on one process under FSDP."""
+    """(loss, gradients) of one pass on one process."""
     model = model or build_model(config, 50, 1e4, ranks)
     model.zero_grad()
     token = torch.arange(cuts[-1]) % 50
     out = model(token, Layout.of(cuts, config.model.block), token.roll(-1))
     out.loss_sum.backward()
-    return out.loss_sum.detach(), {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+    return out.loss_sum.detach(), {name: p.grad for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("how", ["selective", "full"])
@@ -30,6 +29,21 @@ def test_checkpointing_gives_the_same_bits(how):
         other, others = step(CONFIG.model_copy(update={"checkpointing": how}), CUTS, ranks)
     assert torch.equal(loss, other) and gradients.keys() == others.keys()
     assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+
+
+def test_a_long_stream_in_parts(monkeypatch):
+    """Parts end where documents do; loss, balance loss and gradients are those of the whole."""
+    config = CONFIG.model_copy(update={"checkpointing": "full"})
+    cuts = [0, 3, 50, 60, 90, 170, 171, 230]
+    with world(config) as ranks:
+        loss, gradients = step(config, cuts, ranks)
+        monkeypatch.setattr(attention, "PART", 40)
+        layout = Layout.of(cuts, config.model.block)
+        assert [(p.start, p.stop) for p, _ in layout.parts] == [(0, 50), (50, 90), (90, 170), (170, 230)]
+        other, others = step(config, cuts, ranks)
+    torch.testing.assert_close(other, loss, rtol=1e-12, atol=0)
+    for name, gradient in gradients.items():
+        assert (others[name] - gradient).norm() <= 1e-9 * gradient.norm(), name
 
 
 class Calls(TorchDispatchMode):
@@ -88,16 +102,3 @@ def test_compiled_layers_are_one_graph(how, monkeypatch):
                 assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
     assert not torch._dynamo.utils.counters["graph_break"]
-
-
-@pytest.mark.parametrize("earlier", [0, 5])
-def test_the_compilers_operator_is_the_loop(earlier):
-    """Values and gradients, also where the first document's keys began earlier."""
-    cu = torch.tensor([0, 4, 5, 12])
-    cu_keys = torch.nn.functional.pad(cu[1:] + earlier, (1, 0))
-    q = torch.randn(12, 4, 8, dtype=torch.float64)
-    k, v = torch.randn(2, 12 + earlier, 2, 8, dtype=torch.float64)
-    torch.testing.assert_close(attend_op(q, k, v, cu, cu_keys)[0], attend_documents(q, k, v, cu, cu_keys))
-    inputs = [x.requires_grad_() for x in (q, k.clone(), v.clone())]
-    torch.autograd.gradcheck(lambda *x: attend_op(*x, cu, cu_keys)[0], inputs)
-    torch.library.opcheck(attend_op, (*inputs, cu, cu_keys))

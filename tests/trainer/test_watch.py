@@ -17,7 +17,7 @@ import torch
 from dataprep.storage import UserError
 from mixer.reader import ShardLog
 from mixer.shards import beat
-from tests.trainer.training import CONFIG, STAGES, records, weights, without_speed
+from tests.trainer.training import CONFIG, STAGES, records, weights, whole, without_speed
 from trainer import checkpoint, cost, loop, metrics, signals
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data import pack
@@ -69,7 +69,7 @@ def checkpoint_weights(config, path):
     with world(config) as ranks:
         model = build_model(config, VOCABULARY, 1e4, ranks)
         checkpoint.load(path, model, build_optimizer(config, model))
-        return [p.full_tensor().clone() for p in model.parameters()]
+        return [whole(p).clone() for p in model.parameters()]
 
 
 def test_spikes_are_logged_with_their_documents(packed, tmp_path, capsys):
