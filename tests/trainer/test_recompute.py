@@ -32,7 +32,7 @@ def test_checkpointing_gives_the_same_bits(how):
 
 
 def test_a_long_stream_in_parts(monkeypatch):
-    """Parts end where documents do; loss, balance loss and gradients are those of the whole."""
+    """Parts end where documents do; loss and gradients are those of the whole."""
     config = CONFIG.model_copy(update={"checkpointing": "full"})
     cuts = [0, 3, 50, 60, 90, 170, 171, 230]
     with world(config) as ranks:
