@@ -4,6 +4,8 @@ A document over SAMPLE bytes is judged by PIECES pieces of equal size, the first
 others evenly between: that bounds the work, and a licence at the top does not decide. docs/quality.md says why CLD2.
 """
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 import pycld2
@@ -38,6 +40,13 @@ def sample(data: np.ndarray, start: int, end: int) -> str:
     size = SAMPLE // PIECES
     begins = [start + (end - start - size) * k // (PIECES - 1) for k in range(PIECES)]
     return "\n".join(data[b : b + size].tobytes().decode("utf-8", "ignore") for b in begins)
+
+
+@functools.cache
+def codes() -> frozenset[str]:
+    """All that `detect` can answer."""
+    found = {_CODES.get(code, code.split("-")[0]) for _, code in pycld2.LANGUAGES}
+    return frozenset({code for code in found if not code.startswith("xx")} | {UNKNOWN})
 
 
 def detect(text: str) -> tuple[str, float]:

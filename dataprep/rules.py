@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dataprep.decontaminate import DecontaminateConfig
-from dataprep.language import UNKNOWN
+from dataprep.language import UNKNOWN, codes
 
 TIERS = ("low", "medium", "high")
 Interval = tuple[float | None, float | None]
@@ -147,6 +147,14 @@ class QualityConfig(BaseModel):
             for name in names:
                 if name not in RULE_SETS:
                     raise ValueError(f"{key} names the rule set {name!r}; there are {', '.join(RULE_SETS)}")
+        spoken = {f"languages.{name}": list(known) for name, known in self.languages.items()}
+        spoken["tiers"] = [tier.language for tier in self.tiers if tier.language is not None]
+        for key, known in spoken.items():
+            for language in known:
+                if language not in codes():
+                    raise ValueError(
+                        f"{key} names the language {language!r}; take its ISO 639-1 code, such as en or zh"
+                    )
         for rule, (low, high) in self.thresholds.items():
             if rule not in RULES:
                 raise ValueError(f"thresholds names the rule {rule!r}; there are {', '.join(RULES)}")

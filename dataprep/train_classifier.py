@@ -99,6 +99,8 @@ def train(rows: Iterable[Row], config: ClassifierConfig) -> Classifier:
     raw = Classifier(heads, domains, embeddings, weights, bias).logits(words, offsets)
     slopes, shifts = _calibration(raw[part == CALIBRATE], targets[part == CALIBRATE], len(heads))
     weights, bias = weights * slopes, bias * slopes + shifts
+    if not all(np.isfinite(x).all() for x in (embeddings, weights, bias)):
+        raise UserError(f"training diverged: the model holds numbers that are not finite; lower rate ({config.rate:g})")
     model = Classifier(heads, domains, embeddings, weights, bias)
     test = part == TEST
     groups = [row.groups for row, tested in zip(rows, test, strict=True) if tested]

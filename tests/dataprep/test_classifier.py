@@ -149,6 +149,8 @@ def test_too_little_to_learn_from(labelled):
         train([], CONFIG)
     with pytest.raises(UserError, match=r"labelled rows, .* too few"):
         train(some[:5], CONFIG)
+    with pytest.raises(UserError, match=r"training diverged: .*lower rate"):
+        train(some, CONFIG.model_copy(update={"rate": 1e30}))
     with pytest.raises(ValidationError, match="power of two, such as 512"):
         ClassifierConfig(buckets=1000)
 

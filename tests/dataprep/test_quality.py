@@ -271,6 +271,8 @@ def test_no_documents() -> None:
         ({"rules": ["c5"]}, "rules names the rule set 'c5'; there are gopher-quality"),
         ({"by_source": {"web": ["gofer"]}}, "by_source.web names the rule set 'gofer'"),
         ({"languages": {"gofer": ["en"]}}, "languages names the rule set 'gofer'"),
+        ({"languages": {"c4": ["english"]}}, "languages.c4 names the language 'english'; take its ISO 639-1 code"),
+        ({"tiers": [{"language": "zz"}]}, "tiers names the language 'zz'"),
         ({"thresholds": {"words": [1, 2]}}, "thresholds names the rule 'words'; there are gopher-quality.words"),
         ({"thresholds": {"c4.lorem_ipsum": [3, 2]}}, "put the smaller first"),
         ({"tiers": [{"low": 0.9, "high": 0.5}]}, "low must not be above high"),
