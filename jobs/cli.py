@@ -37,7 +37,7 @@ def main(job: Any, argv: list[str]) -> int:
         return print_keys()
     if not arguments.config:
         parser.error("CONFIG.yaml is missing")
-    arguments.command = shlex.join([arguments.config, *overrides])
+    arguments.command_line = shlex.join([arguments.config, *overrides])
     if hasattr(job, "start"):  # it builds nothing
         return guard(lambda: job.start(arguments, overrides))
     return guard(lambda: start(job, arguments, overrides))

@@ -36,7 +36,7 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     storage.write_json(join(engine.root, "summary.json"), summary)
     print_summary(summary)
     say(f"the same numbers: {join(engine.root, 'summary.json')}")
-    say(f"see it, in a browser: {report.write(config, arguments.command)}")
+    say(f"see it, in a browser: {report.write(config, arguments.command_line)}")
 
 
 class Packer(threading.Thread):

@@ -107,8 +107,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def start(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
     if arguments.serve is None:
-        return say(f"report: {write(config, arguments.command, arguments.output)}")
-    with server(Page(config, arguments.command), arguments.serve) as running:
+        return say(f"report: {write(config, arguments.command_line, arguments.output)}")
+    with server(Page(config, arguments.command_line), arguments.serve) as running:
         say(f"report: http://{LOCAL}:{running.server_address[1]}/ (Ctrl-C ends it)")
         running.serve_forever()
 

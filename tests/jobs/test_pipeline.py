@@ -109,9 +109,9 @@ def test_a_packer_that_dies_is_an_error_not_an_endless_wait(tmp_path, monkeypatc
     monkeypatch.setattr(mix, "write_window", broken)
     config = load(small.write_config(tmp_path))
     with Engine(config.root, 0) as engine, pytest.raises(UserError, match="fell over"):
-        pipeline.main(engine, config, argparse.Namespace(command="CONFIG.yaml"))
+        pipeline.main(engine, config, argparse.Namespace(command_line="CONFIG.yaml"))
     assert not (tmp_path / "root" / "summary.json").exists()
     monkeypatch.undo()
     with Engine(config.root, 0) as engine:
-        pipeline.main(engine, config, argparse.Namespace(command="CONFIG.yaml"))
+        pipeline.main(engine, config, argparse.Namespace(command_line="CONFIG.yaml"))
     assert (tmp_path / "root" / "summary.json").exists()

@@ -26,6 +26,10 @@ from trainer.metrics import Metrics
 from trainer.untrusted import Unpickler
 
 
+def poison(parameter):
+    parameter.grad.fill_(float("nan"))
+
+
 def spoil(monkeypatch, bad_step):
     """Make the gradient of one step not finite: every pass of it comes back through here."""
     real = loop.step
@@ -33,8 +37,7 @@ def spoil(monkeypatch, bad_step):
     def step(model, optimizer, log, progress, *arguments):
         hook = None
         if progress.step + 1 == bad_step:
-            weight = model.norm.weight
-            hook = weight.register_post_accumulate_grad_hook(lambda p: p.grad.to_local().fill_(float("nan")))
+            hook = model.norm.weight.register_post_accumulate_grad_hook(poison)
         out = real(model, optimizer, log, progress, *arguments)
         if hook:
             hook.remove()
