@@ -1,0 +1,196 @@
+"""Do deduplication, quality and the length curriculum help? `python -m benchmarks.ablation --corpus DIR`.
+
+The same small model reads the same number of tokens from
+  raw         everything there is,
+  dedup       what deduplication keeps,
+  filtered    of that, what fails no rule and is not in the lowest tier,
+  upsampled   the same, documents of the highest tier up to four times as often as the others,
+  curriculum  as upsampled, but in three stages of growing context instead of one of short context,
+and predicts the same held-out documents. Per seed, the pool, the held-out documents, the draw and the first weights
+are others; sources have equal shares in all arms. Run it again and it goes on; with everything there, it prints.
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts: spinning threads would slow two runs at once
+
+import argparse
+import dataclasses
+import itertools
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import ablation_data, ablation_results, dedup_corpus
+from dataprep.storage import UserError, read_json, write_json
+from jobs.config import Config
+from jobs.progress import say
+from trainer.config import TrainConfig
+
+ARMS = ("raw", "dedup", "filtered", "upsampled", "curriculum")
+MODEL = {"hidden": 96, "heads": 3, "kv_heads": 1, "head_dim": 32, "rotary_dim": 16, "ffn": 96, "experts": 4}
+PEAK = ((0.0, 0.0), (0.05, 1.0), (0.6, 1.0), (1.0, 0.1))  # (part of the tokens, part of --lr), linear between
+
+
+def configuration(a: argparse.Namespace, root: Path, arm: str = "raw", seed: int = 0) -> Config:
+    """One arm's pipeline. What comes before the plan is the same in all."""
+    files = dedup_corpus.sources(a.corpus)
+    chosen = a.sources or sorted(files)
+    if unknown := sorted(set(chosen) - set(files)):
+        raise UserError(f"--sources: {a.corpus} has no {', '.join(unknown)}; it has {', '.join(sorted(files))}")
+    longest = 8 * a.context
+    recipe = [(a.context, 1e4, 1.0, None)]
+    if arm == "curriculum":  # shares of short, medium and long documents as in MiniMax-01's extension stages
+        recipe = [
+            (a.context, 1e4, 0.6, None),
+            (4 * a.context, 1e6, 0.2, {"short": 0.3, "medium": 0.7}),
+            (longest, 1e6, 0.2, {"short": 0.3, "medium": 0.3, "long": 0.4}),
+        ]
+    stages, schedules, start = [], {}, 0.0
+    for context, rope_base, part, shares in recipe:
+        name = f"context-{context}"
+        stages.append(
+            {"name": name, "context": context, "rope_base": rope_base, "tokens": round(part * a.tokens)}
+            | {"shares": shares, "source_weights": dict.fromkeys(chosen, 1 / len(chosen))}
+        )
+        schedules[name] = schedule(a.lr, start, min(1.0, start + part))
+        start += part
+    upsampled = arm in ("upsampled", "curriculum")
+    return Config(
+        root=str(root),
+        corpus={"sources": [{"name": name, "paths": [str(files[name])]} for name in chosen]},
+        dedup={"max_source_loss": 1.0},
+        quality={
+            "by_source": {name: [] for name in chosen if name.startswith("code")},
+            "tiers": [{"by": "quantile", "low": 0.1, "high": 0.67}],
+        },
+        tokens={"vocab_size": a.vocabulary, "sample_mb": 10},
+        mix={
+            "thresholds": {"medium": a.context, "long": 4 * a.context},
+            "tiers": {"high": {"copies": 4 if upsampled else 1}, "low": {"cap": 4}},
+            "stages": stages,
+            "held_out": {"fraction": 0.15, "tokens": 1 << 40, "context": longest},
+            "shard_tokens": max(1 << 18, longest),
+            "seed": seed,
+        },
+        train={
+            "model": MODEL | a.model,
+            "batch_tokens": a.batch_tokens,
+            "stages": schedules,
+            "evaluate_tokens": a.held_out_tokens,
+            "evaluate_needles": 4,
+            "seed": seed,
+            "device": a.device,
+            "dtype": "bfloat16" if a.device == "cuda" else "float32",
+            "threads": max(1, (os.cpu_count() or 1) // a.at_once),
+            "export": False,
+            "checkpoint_steps": 50,
+        },
+    )
+
+
+def schedule(peak: float, start: float, end: float) -> list[dict[str, Any]]:
+    """A stage's part, from `start` to `end` of all tokens, of the one learning rate that all arms have."""
+    marks = [start, *(x for x, _ in PEAK if start < x < end), end]
+    rates = [peak * float(np.interp(x, *zip(*PEAK, strict=True))) for x in marks]
+    phases = [
+        {"share": (b - a) / (end - start), "lr": rate}
+        for (a, b), rate in zip(itertools.pairwise(marks), rates[1:], strict=True)
+    ]
+    if start:  # a schedule begins at a rate of 0
+        phases[0]["share"] -= 1e-6
+        phases.insert(0, {"share": 1e-6, "lr": rates[0], "shape": "constant"})
+    return phases
+
+
+def run(config: TrainConfig, root: str, stages: list[str], longest: int) -> dict[str, Any]:
+    """Train, in a process of its own, or go on; the evaluations at the stages' contexts and, by all, at the longest."""
+    from trainer.loop import EVALUATION, train
+
+    trained = train(config, root, stages)
+    last = Path(trained["directory"]) / stages[-1]
+    own = read_json(str(last / EVALUATION))
+    if own["context"] == longest:
+        return {"own": own, "longest": own}
+    if (at_longest := read_json(str(last / f"at-{longest}.json"))) is None:
+        at_longest = evaluate_at(longest, config, root, last)
+        write_json(str(last / f"at-{longest}.json"), at_longest)
+    return {"own": own, "longest": at_longest}
+
+
+def evaluate_at(context: int, config: TrainConfig, root: str, directory: Path) -> dict[str, Any]:
+    """As the trainer evaluates after a stage, but at another context than it was trained at."""
+    from trainer.evaluate import evaluate
+    from trainer.loop import HELD_OUT, open_log, start
+    from trainer.parallel import build_model, build_optimizer, world
+    from trainer.vocabulary import load
+
+    with world(config) as ranks:
+        log = open_log(root, directory.name)
+        info = dataclasses.replace(log.stage, context=context)
+        model = build_model(config, info.vocab_size, info.rope_base, ranks)
+        start(info.stage, directory, None, log, model, build_optimizer(config, model), ranks)
+        vocabulary = load(root, info.tokenizer, info.vocab_size)
+        return evaluate(model, open_log(root, HELD_OUT), info, vocabulary, config, ranks)
+
+
+def measure(a: argparse.Namespace, root: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """(arm, seed) -> `read` (what it was trained on) and the evaluations `own` and `longest`."""
+    documents = ablation_data.load(configuration(a, root / "shared"), str(root / "related"), a.workers)
+
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    began = time.monotonic()
+    with ProcessPoolExecutor(a.at_once, get_context("spawn")) as pool:
+        running = {}
+        for seed, arm in itertools.product(range(a.seeds), ARMS):  # whole seeds first
+            config = configuration(a, root / f"{arm}-{seed}", arm, seed)
+            found[arm, seed] = {"read": ablation_data.pack(documents, arm, config, a.passes)}
+            names = [stage.name for stage in config.mix.stages]
+            running[pool.submit(run, config.train, config.root, names, 8 * a.context)] = arm, seed
+        for future in as_completed(running):
+            arm, seed = running[future]
+            found[arm, seed] |= future.result()
+            minutes = (time.monotonic() - began) / 60
+            bits = found[arm, seed]["own"]["held_out"]["bits_per_byte"]
+            say(f"{arm}, seed {seed}: {bits:.4f} bits per byte of the held-out text ({minutes:.0f} min)")
+    return found
+
+
+def main() -> None:
+    parser = dedup_corpus.parser(__doc__.splitlines()[0])
+    parser.add_argument("--sources", nargs="+", metavar="NAME", help="of the directory's files; default: all")
+    parser.add_argument("--root", default="runs/ablation", help="where everything lies, so that it can go on")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of every arm")
+    parser.add_argument("--tokens", type=int, default=1_200_000, help="what every arm reads in all")
+    parser.add_argument("--passes", type=float, default=1, help="how often that reads the pool's clean text")
+    parser.add_argument("--held-out-tokens", type=int, default=150_000, help="to evaluate on, at most")
+    parser.add_argument("--context", type=int, default=512, help="of the short stage; the longest has 8 times as many")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="entries of the tokeniser")
+    parser.add_argument("--model", nargs="+", default=[], metavar="KEY=N", help="keys of train.model, such as hidden=128")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="of a step")
+    parser.add_argument("--lr", type=float, default=5e-3, help="the highest learning rate")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--at-once", type=int, default=2, help="trainings that run beside each other")
+    parser.add_argument("--workers", type=int, default=0, help="tasks at once of the jobs before; 0: no Ray")
+    parser.add_argument("--figures", metavar="DIR", help="draw them there (SVG; needs matplotlib)")
+    a = parser.parse_args()
+    a.model = {key: int(value) for key, _, value in (pair.partition("=") for pair in a.model)}
+    if a.quick:
+        a.seeds, a.tokens, a.held_out_tokens, a.context, a.vocabulary = 1, 24_000, 4_000, 64, 512
+        a.batch_tokens, a.model = 2048, {"hidden": 32, "heads": 1, "ffn": 32} | a.model
+    runs = len(ARMS) * a.seeds
+    print(
+        f"{runs} runs of {a.tokens:,} tokens, {a.at_once} at once, {dedup_corpus.about('torch')}; the default size takes "
+        "about an hour on two cores"
+    )
+    found = measure(a, Path(a.root).absolute())
+    figures = ablation_results.show(found, a.figures)
+    dedup_corpus.save(a.json, figures)
+
+
+if __name__ == "__main__":
+    main()
