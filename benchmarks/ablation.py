@@ -18,7 +18,7 @@ import argparse
 import dataclasses
 import itertools
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,23 +27,24 @@ import numpy as np
 
 from benchmarks import ablation_data, ablation_results, dedup_corpus
 from dataprep.storage import UserError, read_json, write_json
+from jobs import train
 from jobs.config import Config
 from jobs.progress import say
 from trainer.config import TrainConfig
 
 ARMS = ("raw", "dedup", "filtered", "upsampled", "curriculum")
 MODEL = {"hidden": 96, "heads": 3, "kv_heads": 1, "head_dim": 32, "rotary_dim": 16, "ffn": 96, "experts": 4}
-PEAK = ((0.0, 0.0), (0.05, 1.0), (0.6, 1.0), (1.0, 0.1))  # (part of the tokens, part of --lr), linear between
+TIMES, RATES = (0.0, 0.05, 0.6, 1.0), (0.0, 1.0, 1.0, 0.1)  # parts of the tokens and of --lr, linear between
 
 
 def configuration(a: argparse.Namespace, root: Path, arm: str = "raw", seed: int = 0) -> Config:
     """One arm's pipeline. What comes before the plan is the same in all."""
     files = dedup_corpus.sources(a.corpus)
-    chosen = a.sources or sorted(files)
+    chosen = a.sources or list(files)[: 3 if a.quick else None]
     if unknown := sorted(set(chosen) - set(files)):
         raise UserError(f"--sources: {a.corpus} has no {', '.join(unknown)}; it has {', '.join(sorted(files))}")
     longest = 8 * a.context
-    recipe = [(a.context, 1e4, 1.0, None)]
+    recipe: list[tuple[int, float, float, dict[str, float] | None]] = [(a.context, 1e4, 1.0, None)]
     if arm == "curriculum":  # shares of short, medium and long documents as in MiniMax-01's extension stages
         recipe = [
             (a.context, 1e4, 0.6, None),
@@ -82,7 +83,7 @@ def configuration(a: argparse.Namespace, root: Path, arm: str = "raw", seed: int
             "batch_tokens": a.batch_tokens,
             "stages": schedules,
             "evaluate_tokens": a.held_out_tokens,
-            "evaluate_needles": 4,
+            "evaluate_needles": a.needles,
             "seed": seed,
             "device": a.device,
             "dtype": "bfloat16" if a.device == "cuda" else "float32",
@@ -95,9 +96,9 @@ def configuration(a: argparse.Namespace, root: Path, arm: str = "raw", seed: int
 
 def schedule(peak: float, start: float, end: float) -> list[dict[str, Any]]:
     """A stage's part, from `start` to `end` of all tokens, of the one learning rate that all arms have."""
-    marks = [start, *(x for x, _ in PEAK if start < x < end), end]
-    rates = [peak * float(np.interp(x, *zip(*PEAK, strict=True))) for x in marks]
-    phases = [
+    marks = [start, *(x for x in TIMES if start < x < end), end]
+    rates = [peak * float(np.interp(x, TIMES, RATES)) for x in marks]
+    phases: list[dict[str, Any]] = [
         {"share": (b - a) / (end - start), "lr": rate}
         for (a, b), rate in zip(itertools.pairwise(marks), rates[1:], strict=True)
     ]
@@ -107,19 +108,15 @@ def schedule(peak: float, start: float, end: float) -> list[dict[str, Any]]:
     return phases
 
 
-def run(config: TrainConfig, root: str, stages: list[str], longest: int) -> dict[str, Any]:
-    """Train, in a process of its own, or go on; the evaluations at the stages' contexts and, by all, at the longest."""
+def train_and_evaluate(config: TrainConfig, root: str, stages: list[str], longest: int) -> None:
+    """In a process of its own: train, or go on; evaluate at the longest context too, whatever it was trained at."""
     from trainer.loop import EVALUATION, train
 
-    trained = train(config, root, stages)
-    last = Path(trained["directory"]) / stages[-1]
+    last = Path(train(config, root, stages)["directory"]) / stages[-1]
     own = read_json(str(last / EVALUATION))
-    if own["context"] == longest:
-        return {"own": own, "longest": own}
-    if (at_longest := read_json(str(last / f"at-{longest}.json"))) is None:
-        at_longest = evaluate_at(longest, config, root, last)
-        write_json(str(last / f"at-{longest}.json"), at_longest)
-    return {"own": own, "longest": at_longest}
+    write_json(
+        str(last / f"at-{longest}.json"), own if own["context"] == longest else evaluate_at(longest, config, root, last)
+    )
 
 
 def evaluate_at(context: int, config: TrainConfig, root: str, directory: Path) -> dict[str, Any]:
@@ -138,39 +135,55 @@ def evaluate_at(context: int, config: TrainConfig, root: str, directory: Path) -
         return evaluate(model, open_log(root, HELD_OUT), info, vocabulary, config, ranks)
 
 
-def measure(a: argparse.Namespace, root: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """(arm, seed) -> `read` (what it was trained on) and the evaluations `own` and `longest`."""
-    documents = ablation_data.load(configuration(a, root / "shared"), str(root / "related"), a.workers)
+def evaluations(config: Config) -> dict[str, Any] | None:
+    """What a finished run's files say: `own`, at its last stage's context, and `longest`, at all arms' longest."""
+    stages = [stage.name for stage in config.mix.stages]
+    if (trained := train.finished(config.train, config.root, stages)) is None:
+        return None
+    last = Path(trained["directory"]) / stages[-1]
+    longest = read_json(str(last / f"at-{config.mix.held_out.context}.json"))
+    return longest and {"own": read_json(str(last / "evaluation.json")), "longest": longest}
 
+
+def measure(a: argparse.Namespace, root: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """(arm, seed) -> `read` (what it was trained on) and its evaluations. What is there is not made again."""
+    documents = ablation_data.load(configuration(a, root / "shared"), str(root / "related"), a.workers)
     found: dict[tuple[str, int], dict[str, Any]] = {}
+    running: dict[Future, tuple[str, int, Config]] = {}
     began = time.monotonic()
     with ProcessPoolExecutor(a.at_once, get_context("spawn")) as pool:
-        running = {}
         for seed, arm in itertools.product(range(a.seeds), ARMS):  # whole seeds first
             config = configuration(a, root / f"{arm}-{seed}", arm, seed)
-            found[arm, seed] = {"read": ablation_data.pack(documents, arm, config, a.passes)}
+            found[arm, seed] = {"read": ablation_data.pack(documents, arm, config, a.tokens / a.passes)}
+            if there := evaluations(config):
+                found[arm, seed] |= there
+                continue
             names = [stage.name for stage in config.mix.stages]
-            running[pool.submit(run, config.train, config.root, names, 8 * a.context)] = arm, seed
+            future = pool.submit(train_and_evaluate, config.train, config.root, names, 8 * a.context)
+            running[future] = arm, seed, config
         for future in as_completed(running):
-            arm, seed = running[future]
-            found[arm, seed] |= future.result()
-            minutes = (time.monotonic() - began) / 60
+            future.result()
+            arm, seed, config = running[future]
+            found[arm, seed] |= evaluations(config) or {}
             bits = found[arm, seed]["own"]["held_out"]["bits_per_byte"]
-            say(f"{arm}, seed {seed}: {bits:.4f} bits per byte of the held-out text ({minutes:.0f} min)")
+            say(f"{arm}, seed {seed}: {bits:.4f} bits per byte; {(time.monotonic() - began) / 60:.0f} min so far")
     return found
 
 
 def main() -> None:
-    parser = dedup_corpus.parser(__doc__.splitlines()[0])
+    parser = dedup_corpus.parser(__doc__)
     parser.add_argument("--sources", nargs="+", metavar="NAME", help="of the directory's files; default: all")
     parser.add_argument("--root", default="runs/ablation", help="where everything lies, so that it can go on")
     parser.add_argument("--seeds", type=int, default=3, help="runs of every arm")
     parser.add_argument("--tokens", type=int, default=1_200_000, help="what every arm reads in all")
     parser.add_argument("--passes", type=float, default=1, help="how often that reads the pool's clean text")
     parser.add_argument("--held-out-tokens", type=int, default=150_000, help="to evaluate on, at most")
+    parser.add_argument("--needles", type=int, default=4, help="of each length and depth")
     parser.add_argument("--context", type=int, default=512, help="of the short stage; the longest has 8 times as many")
     parser.add_argument("--vocabulary", type=int, default=4096, help="entries of the tokeniser")
-    parser.add_argument("--model", nargs="+", default=[], metavar="KEY=N", help="keys of train.model, such as hidden=128")
+    parser.add_argument(
+        "--model", nargs="+", default=[], metavar="KEY=N", help="keys of train.model, such as hidden=128"
+    )
     parser.add_argument("--batch-tokens", type=int, default=4096, help="of a step")
     parser.add_argument("--lr", type=float, default=5e-3, help="the highest learning rate")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -180,12 +193,13 @@ def main() -> None:
     a = parser.parse_args()
     a.model = {key: int(value) for key, _, value in (pair.partition("=") for pair in a.model)}
     if a.quick:
-        a.seeds, a.tokens, a.held_out_tokens, a.context, a.vocabulary = 1, 24_000, 4_000, 64, 512
-        a.batch_tokens, a.model = 2048, {"hidden": 32, "heads": 1, "ffn": 32} | a.model
+        a.seeds, a.tokens, a.passes, a.held_out_tokens, a.needles = 1, 40_000, 0.5, 5_000, 1
+        a.context, a.vocabulary, a.batch_tokens = 256, 1024, 2048
+        a.model = {"hidden": 32, "heads": 1, "layers": 4, "softmax_every": 4, "ffn": 32} | a.model
     runs = len(ARMS) * a.seeds
     print(
-        f"{runs} runs of {a.tokens:,} tokens, {a.at_once} at once, {dedup_corpus.about('torch')}; the default size takes "
-        "about an hour on two cores"
+        f"{runs} runs of {a.tokens:,} tokens, {a.at_once} at once, {dedup_corpus.about('torch')}; "
+        "the default size takes about an hour on two cores, --quick less than a minute"
     )
     found = measure(a, Path(a.root).absolute())
     figures = ablation_results.show(found, a.figures)

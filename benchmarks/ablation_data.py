@@ -1,4 +1,4 @@
-"""The ablation's data: one corpus through the jobs once, then for every arm and seed what may be drawn, and its shards."""
+"""The ablation's data: a corpus through the jobs once, then for every arm and seed what it may draw, and its shards."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -60,11 +60,21 @@ def load(config: Config, related_root: str, workers: int) -> Corpus:
     table = pa.concat_tables(parts)
     doc, kept, cluster, source, tier, n_tokens, loose_cluster = (c.to_numpy() for c in table.columns)
     related = components(doc, [cluster, loose_cluster])
-    return Corpus(results, [len(p) for p in parts], doc, source, n_tokens.astype(np.int64), kept, cluster, kept & (tier != "low"), related)
+    return Corpus(
+        results,
+        [len(p) for p in parts],
+        doc,
+        source,
+        n_tokens.astype(np.int64),
+        kept,
+        cluster,
+        kept & (tier != "low"),
+        related,
+    )
 
 
 def components(doc: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
-    """For each document (sorted) a number that it shares with `others[i]`, documents too, and with theirs, and so on."""
+    """For each document (sorted) a number that it shares with its `others[i]`, documents too, and so on with theirs."""
     here = np.tile(np.arange(len(doc)), len(others))
     there = np.searchsorted(doc, np.concatenate(others))
     graph = coo_array((np.ones(len(here), bool), (here, there)), shape=(len(doc), len(doc)))
@@ -72,32 +82,32 @@ def components(doc: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
     return doc[np.unique(number, return_index=True)[1]][number]
 
 
-def may_be_drawn(documents: Corpus, arm: str, config: Config, passes: float) -> np.ndarray:
+def may_be_drawn(documents: Corpus, arm: str, config: Config, pool_tokens: float) -> np.ndarray:
     """bool by document: the arm's part of the pool, and the held-out documents, clean ones, the same for every arm.
 
-    The pool of a source: groups of related documents, by hash, until their clean text is what the budget reads
-    `passes` times. A group comes with all its duplicates or not at all, so that a small pool is as repetitive as the
-    corpus.
+    The pool: from every source groups of related documents, by hash, until their clean text, beside what is held out,
+    has an equal part of `pool_tokens`. A group comes with all its duplicates or not at all: so a small pool is as
+    repetitive as the corpus.
     """
     seed, share = config.mix.seed, config.mix.held_out.fraction
     held_out = hashed(seed, HELD_OUT, documents.related) < np.uint64(int(share * 2.0**64))  # as the planner has it
     place = hashed(seed, "pool", documents.related)
     sources = np.unique(documents.source)
-    wanted = sum(stage.tokens for stage in config.mix.stages) / len(sources) / passes / (1 - share)
+    wanted = pool_tokens / len(sources) / (1 - share)
     fits = documents.n_tokens <= max(LARGEST * wanted, config.mix.held_out.context or 0)
     pool = np.zeros(len(fits), bool)
     for source in sources:
         (here,) = np.nonzero((documents.source == source) & fits)
         here = here[np.argsort(place[here], kind="stable")]
         enough = np.searchsorted(np.cumsum((documents.n_tokens * documents.clean)[here]), wanted)
-        pool[here] = place[here] <= place[here][min(enough, len(here) - 1)]
+        pool[here] = place[here] <= place[here][min(int(enough), len(here) - 1)]
     train = {"raw": np.ones(len(fits), bool), "dedup": documents.kept}.get(arm, documents.clean)
     return pool & np.where(held_out, documents.clean, train)
 
 
-def pack(documents: Corpus, arm: str, config: Config, passes: float) -> dict[str, float]:
+def pack(documents: Corpus, arm: str, config: Config, pool_tokens: float) -> dict[str, float]:
     """Plan and pack under the arm's own root, with verdicts that keep what it may draw; returns what it reads."""
-    verdicts = {"doc": documents.doc, "keep": may_be_drawn(documents, arm, config, passes)}
+    verdicts = {"doc": documents.doc, "keep": may_be_drawn(documents, arm, config, pool_tokens)}
     table = pa.table(verdicts | {"cluster": documents.related})
     with Engine(config.root, 0) as engine:
         engine.results |= documents.results
@@ -118,7 +128,7 @@ def write_verdicts(out: Attempt, verdicts: pa.Table) -> dict[str, int]:
 
 
 def what_is_read(documents: Corpus, logs: list[ShardLog]) -> dict[str, float]:
-    """Tokens, and the shares of them in repeats of a document, in (near) duplicates of another, in unclean documents."""
+    """Tokens, documents, and the shares of the tokens in repeats, in (near) duplicates and in unclean documents."""
     segments = np.concatenate([log.read(0, log.wait(1 << 62)).segments for log in logs])
     row, length = np.searchsorted(documents.doc, segments["doc"]), segments["length"].astype(np.int64)
     tokens_of = np.bincount(row, length, len(documents.doc))

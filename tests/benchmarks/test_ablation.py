@@ -1,0 +1,143 @@
+"""The ablation: its split leaks nothing, all arms have one learning rate, and a small run gives figures and goes on."""
+
+import json
+import random
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import ablation, ablation_data
+from benchmarks.ablation_data import Corpus
+from mixer.reader import SEGMENT, ShardLog
+from trainer.schedule import learning_rate
+
+SYLLABLES = [a + b for a in "bdfgklmnprstv" for b in "aeiou"]
+COMMON = ["the", "of", "and", "that", "have", "with", "to", "be"]
+
+
+def text(rng, sentences):
+    """So many words that repetition rules find nothing."""
+
+    def word():
+        return rng.choice(COMMON) if rng.random() < 0.3 else "".join(rng.choices(SYLLABLES, k=rng.randint(2, 3)))
+
+    return "\n".join(" ".join(word() for _ in range(rng.randint(8, 16))) + "." for _ in range(sentences))
+
+
+def sizes(**other):
+    values = {
+        "corpus": "", "sources": None, "quick": False, "context": 256, "tokens": 30_000, "passes": 0.5, "lr": 4e-3,
+        "vocabulary": 512, "model": {}, "batch_tokens": 512, "held_out_tokens": 1000, "needles": 1, "device": "cpu",
+        "at_once": 1,
+    }  # fmt: skip
+    return Namespace(**values | other)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two sources; in each, some documents have an exact copy and some a near one."""
+    directory = tmp_path_factory.mktemp("corpora")
+    for name in ("tales", "news"):
+        rng = random.Random(name)
+        texts = [text(rng, rng.choice([6, 6, 15, 40, 100])) for _ in range(150)]
+        texts += texts[::5] + [f"{t} Once more." for t in texts[::3]]
+        lines = [json.dumps({"text": t, "id": str(i)}) for i, t in enumerate(texts)]
+        (directory / f"{name}.jsonl.zst").write_bytes(zstandard.compress("\n".join(lines).encode()))
+    return directory
+
+
+@given(st.lists(st.integers(0, 19), min_size=20, max_size=20), st.lists(st.integers(0, 19), min_size=20, max_size=20))
+def test_components_are_those_of_a_search(first, second):
+    doc = np.arange(20) * 7 + 3
+    number = ablation_data.components(doc, [doc[first], doc[second]])
+    neighbours = [{first[i], second[i]} | {j for j in range(20) if i in (first[j], second[j])} for i in range(20)]
+    for start in range(20):
+        reached, new = set(), {start}
+        while new:
+            reached, new = reached | new, set().union(*(neighbours[i] for i in new)) - reached - new
+        assert (number == number[start]).nonzero()[0].tolist() == sorted(reached)
+
+
+def test_all_arms_have_the_same_learning_rate_at_every_token(folder):
+    a = sizes(corpus=str(folder), tokens=1000)
+    for arm in ("raw", "curriculum"):
+        config = ablation.configuration(a, folder, arm)
+        rates = []
+        for stage in config.mix.stages:
+            phases = config.train.stages[stage.name]
+            rates += [learning_rate(phases, n, stage.tokens) for n in range(1, stage.tokens + 1)]
+        expected = np.interp(np.arange(1, 1001) / 1000, [0, 0.05, 0.6, 1], [0, 4e-3, 4e-3, 4e-4])
+        np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_the_split_is_the_same_for_all_arms_and_leaks_nothing(folder, tmp_path):
+    a = sizes(corpus=str(folder))
+    documents = ablation_data.load(ablation.configuration(a, tmp_path / "shared"), str(tmp_path / "related"), 0)
+    assert (~documents.kept).sum() >= 100 and len(np.unique(documents.related)) <= documents.kept.sum()
+    read, held_out = {}, {}
+    for arm in ablation.ARMS:
+        config = ablation.configuration(a, tmp_path / arm, arm, seed=1)
+        read[arm] = ablation_data.pack(documents, arm, config, pool_tokens=60_000)
+        keep = ablation_data.may_be_drawn(documents, arm, config, pool_tokens=60_000)
+        drawn = {True: [], False: []}
+        for path in (tmp_path / arm).glob("pack-*"):
+            log = ShardLog(str(path))
+            drawn["held-out" in path.name].append(log.read(0, log.wait(1 << 62)))
+        assert len(drawn[False]) == len(config.mix.stages)
+        (held,) = drawn[True]
+        held_out[arm] = held.tokens.tobytes()
+        unseen = np.unique(held.segments["doc"])
+        seen = np.unique(np.concatenate([batch.segments["doc"] for batch in drawn[False]]))
+        related = dict(zip(documents.doc.tolist(), documents.related.tolist(), strict=True))
+        assert not {related[d] for d in unseen.tolist()} & {related[d] for d in seen.tolist()}
+        assert set(seen.tolist()) <= set(documents.doc[keep].tolist())
+        assert set(unseen.tolist()) <= set(documents.doc[documents.clean].tolist())
+    assert len(set(held_out.values())) == 1 and len(held_out["raw"]) > 0
+    assert read["raw"]["duplicates"] > 0.02
+    assert all(read[arm]["duplicates"] == 0 for arm in ablation.ARMS[1:])
+    assert read["filtered"]["unclean"] == read["upsampled"]["unclean"] == 0
+
+
+def test_what_is_read_counts_repeats_and_duplicates_by_tokens():
+    doc = np.array([1, 2, 3, 4], np.uint64)
+    documents = Corpus(
+        {}, [4], doc, np.array(["x"] * 4), np.array([10, 12, 20, 30]), np.array([True, False, True, True]),
+        np.array([1, 1, 3, 4], np.uint64), np.array([True, False, False, True]), doc,
+    )  # fmt: skip
+
+    class Log:
+        def wait(self, wanted):
+            return 2
+
+        def read(self, start, stop):
+            segments = np.zeros(5, SEGMENT)
+            segments["doc"], segments["length"] = [1, 2, 3, 4, 1], [10, 12, 20, 30, 8]
+            return Namespace(segments=segments)
+
+    found = ablation_data.what_is_read(documents, [Log()])
+    assert found == pytest.approx(
+        {"tokens": 80, "documents": 4, "repeats": 8 / 80, "duplicates": 10 / 80, "unclean": 20 / 80}
+    )
+
+
+def test_a_quick_run_ends_in_tables_and_figures_and_goes_on(folder, tmp_path, monkeypatch, capsys):
+    arguments = ["x", "--corpus", str(folder), "--quick", "--root", str(tmp_path / "root")]
+    arguments += ["--json", str(tmp_path / "figures.json"), "--figures", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    ablation.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    printed = capsys.readouterr().out
+    assert all(0 < figures[f"data.mean_of_the_sources.{arm}"] < 8 for arm in ("raw", "dedup", "filtered", "upsampled"))
+    assert {"data.tales.raw", "length.needle,_2,048_tokens.curriculum", "read.tokens.raw"} <= set(figures)
+    assert "| mean of the sources |" in printed and "curriculum" in printed
+    assert (tmp_path / "evidence-data.svg").stat().st_size > 1000 < (tmp_path / "evidence-length.svg").stat().st_size
+
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "root").glob("*/train-*/*/*.json")}
+    ablation.main()
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures and len(trained) >= 14
+    assert trained == {path: path.stat().st_mtime_ns for path in (tmp_path / "root").glob("*/train-*/*/*.json")}
