@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--at-once", type=int, default=2, help="trainings that run beside each other")
     parser.add_argument("--workers", type=int, default=0, help="tasks at once of the jobs before; 0: no Ray")
-    parser.add_argument("--figures", metavar="DIR", help="draw them there (SVG; needs matplotlib)")
+    parser.add_argument("--docs", metavar="PAGE.md", help="write tables into this page, figures beside it (matplotlib)")
     a = parser.parse_args()
     a.model = {key: int(value) for key, _, value in (pair.partition("=") for pair in a.model)}
     if a.quick:
@@ -202,7 +202,7 @@ def main() -> None:
         "the default size takes about an hour on two cores, --quick less than a minute"
     )
     found = measure(a, Path(a.root).absolute())
-    figures = ablation_results.show(found, a.figures)
+    figures = ablation_results.show(found, a.docs)
     dedup_corpus.save(a.json, figures)
 
 

@@ -5,32 +5,40 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from dataprep.storage import UserError
+
 Found = dict[tuple[str, int], dict[str, Any]]  # (arm, seed) -> `read`, and the evaluations `own` and `longest`
 Values = dict[str, dict[str, list[float]]]  # row -> column -> a value per seed
 
 DATA = ("raw", "dedup", "filtered", "upsampled")
 LENGTH = ("upsampled", "curriculum")  # the former is the one without: a short context only
 ALL = "mean of the sources"
+START, END = "<!-- tables: written by benchmarks.ablation -->", "<!-- end of tables -->"
 
 
-def show(found: Found, directory: str | None) -> dict[str, float]:
-    """Print the tables, draw the figures into a directory; returns every mean and spread under a flat name."""
+def show(found: Found, page: str | None) -> dict[str, float]:
+    """Print the tables, or put them into `page` (Markdown, between START and END) and the figures beside it.
+
+    Returns every mean and spread under a flat name.
+    """
     read = collect(found, lambda arm: arm["read"])
     data = collect(found, lambda arm: by_group(arm["own"]), DATA)
     length = collect(found, lambda arm: by_group(arm["longest"]) | by_length(arm["longest"]), LENGTH)
-    seeds = len({seed for _, seed in found})
-    print(f"\nWhat was read, means of {seeds} seeds:\n")
-    print_table(read, lambda values, base: f"{mean(values):,.3f}" if mean(values) < 1 else f"{mean(values):,.0f}")
-    print(
-        "\nBits per byte of held-out text at the trained context; in brackets the difference from raw, seed by seed:\n"
-    )
-    print_table(data, with_difference)
-    print(
-        "\nAt the longest context: bits per byte; loss by position, nats per token; share of needles and keys found:\n"
-    )
-    print_table(length, with_difference)
-    if directory:
-        draw(data, length, Path(directory))
+    lines = [
+        f"What was read, means of {len({seed for _, seed in found})} seeds:",
+        *table(read, lambda values, base: f"{mean(values):,.3f}" if mean(values) < 1 else f"{mean(values):,.0f}"),
+        "Bits per byte of the held-out text at the context of training. In brackets: the difference from raw, by seed.",
+        *table(data, with_difference),
+        "At the longest context: bits per byte; loss by position, nats per token; share of needles and of keys found.",
+        *table(length, with_difference),
+    ]
+    print("\n".join(["", *lines]))
+    if page:
+        before, start, rest = Path(page).read_text().partition(START)
+        if not start:
+            raise UserError(f"{page} has no line {START}: put one where the tables shall be, and {END} after it")
+        Path(page).write_text("\n".join([before + start, "", *lines, END + rest.partition(END)[2]]))
+        draw(data, length, Path(page).parent)
     return {
         f"{view}.{row}.{column}{kind}".replace(" ", "_"): value
         for view, rows in (("read", read), ("data", data), ("length", length))
@@ -83,12 +91,13 @@ def with_difference(values: list[float], base: list[float]) -> str:
     return f"{text} ({mean(differences):+.3f} ± {spread(differences):.3f})"
 
 
-def print_table(rows: Values, text: Callable[[list[float], list[float]], str]) -> None:
+def table(rows: Values, text: Callable[[list[float], list[float]], str]) -> list[str]:
+    """Lines of Markdown; text: of a cell, from its values and those of the row's first column."""
     columns = list(next(iter(rows.values())))
-    print(f"| | {' | '.join(columns)} |")
-    print(f"|---|{'--:|' * len(columns)}")
+    lines = ["", f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
     for row, values in rows.items():
-        print(f"| {row} | {' | '.join(text(values[c], values[columns[0]]) for c in columns)} |")
+        lines.append(f"| {row} | {' | '.join(text(values[c], values[columns[0]]) for c in columns)} |")
+    return [*lines, ""]
 
 
 def draw(data: Values, length: Values, directory: Path) -> None:

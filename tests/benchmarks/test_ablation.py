@@ -1,5 +1,6 @@
 """The ablation: its split leaks nothing, all arms have one learning rate, and a small run gives figures and goes on."""
 
+import importlib.util
 import json
 import random
 import sys
@@ -11,7 +12,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import ablation, ablation_data
+from benchmarks import ablation, ablation_data, ablation_results
 from benchmarks.ablation_data import Corpus
 from mixer.reader import SEGMENT, ShardLog
 from trainer.schedule import learning_rate
@@ -125,17 +126,59 @@ def test_what_is_read_counts_repeats_and_duplicates_by_tokens():
     )
 
 
-def test_a_quick_run_ends_in_tables_and_figures_and_goes_on(folder, tmp_path, monkeypatch, capsys):
+def report(bits, loss, needle):
+    return {
+        "sources": {"a": {"bits_per_byte": bits - 0.5}, "b": {"bits_per_byte": bits + 0.5}},
+        "classes": {"long": {"bits_per_byte": bits}, "short": {"bits_per_byte": bits}},
+        "positions": [{"from": 0, "to": 1, "tokens": 5, "loss": loss}, {"from": 1, "to": 3, "tokens": 9, "loss": loss}],
+        "needle": [{"length": 64, "depth": d, "samples": 2, "exact": needle * d * 2} for d in (0.0, 0.5, 1.0)],
+        "recall": [{"length": 64, "pairs": 3, "samples": 2, "exact": 0.0}],
+    }
+
+
+def test_tables_have_mean_spread_and_the_difference_seed_by_seed(tmp_path, capsys):
+    bits = {
+        "raw": (2.0, 3.0),
+        "dedup": (1.8, 2.9),
+        "filtered": (2.0, 3.0),
+        "upsampled": (2.1, 3.1),
+        "curriculum": (2, 3),
+    }
+    found = {
+        (arm, seed): {
+            "read": {"tokens": 1000, "repeats": 0.25},
+            "own": report(values[seed], 1.0, 0.0),
+            "longest": report(values[seed], 5.0 if arm == "upsampled" else 4.0, 0.5),
+        }
+        for arm, values in bits.items()
+        for seed in (1, 0)
+    }
+    page = tmp_path / "page.md"
+    page.write_text(f"# Before\n{ablation_results.START}\nold\n{ablation_results.END}\nafter\n")
+    draws = importlib.util.find_spec("matplotlib")
+    figures = ablation_results.show(found, str(page) if draws else None)
+    printed = capsys.readouterr().out
+    assert not draws or page.read_text().replace(printed.strip(), "tables").split() == (
+        ["#", "Before", *ablation_results.START.split(), "tables", *ablation_results.END.split(), "after"]
+    )
+    lines = printed.splitlines()
+    expected = "2.350 ± 0.778 (-0.150 ± 0.071) | 2.500 ± 0.707 (+0.000 ± 0.000) | 2.600 ± 0.707 (+0.100 ± 0.000) |"
+    assert f"| mean of the sources | 2.500 ± 0.707 | {expected}" in lines
+    assert "| position 1 to 2 | 5.000 ± 0.000 | 4.000 ± 0.000 (-1.000 ± 0.000) |" in lines
+    assert figures["data.a.dedup"] == pytest.approx(1.85) and figures["data.a.dedup_spread"] == pytest.approx(
+        0.7778, rel=1e-3
+    )
+    assert figures["length.needle,_64_tokens.curriculum"] == 0.5 and figures["read.repeats.raw"] == 0.25
+    assert [path.stat().st_size > 1000 for path in tmp_path.glob("*.svg")] in ([], [True, True])
+
+
+def test_a_quick_run_ends_in_figures_and_goes_on(folder, tmp_path, monkeypatch):
     arguments = ["x", "--corpus", str(folder), "--quick", "--root", str(tmp_path / "root")]
-    arguments += ["--json", str(tmp_path / "figures.json"), "--figures", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--json", str(tmp_path / "figures.json")])
     ablation.main()
     figures = json.loads((tmp_path / "figures.json").read_text())
-    printed = capsys.readouterr().out
     assert all(0 < figures[f"data.mean_of_the_sources.{arm}"] < 8 for arm in ("raw", "dedup", "filtered", "upsampled"))
     assert {"data.tales.raw", "length.needle,_2,048_tokens.curriculum", "read.tokens.raw"} <= set(figures)
-    assert "| mean of the sources |" in printed and "curriculum" in printed
-    assert (tmp_path / "evidence-data.svg").stat().st_size > 1000 < (tmp_path / "evidence-length.svg").stat().st_size
 
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "root").glob("*/train-*/*/*.json")}
     ablation.main()
