@@ -15,6 +15,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts: spinning threads would slow two runs at once
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -112,11 +113,12 @@ def train_and_evaluate(config: TrainConfig, root: str, stages: list[str], longes
     """In a process of its own: train, or go on; evaluate at the longest context too, whatever it was trained at."""
     from trainer.loop import EVALUATION, train
 
-    last = Path(train(config, root, stages)["directory"]) / stages[-1]
-    own = read_json(str(last / EVALUATION))
-    write_json(
-        str(last / f"at-{longest}.json"), own if own["context"] == longest else evaluate_at(longest, config, root, last)
-    )
+    with open(Path(root) / "train.log", "a", buffering=1) as log, contextlib.redirect_stdout(log):
+        last = Path(train(config, root, stages)["directory"]) / stages[-1]
+        found = read_json(str(last / EVALUATION))
+        if found["context"] != longest:
+            found = evaluate_at(longest, config, root, last)
+        write_json(str(last / f"at-{longest}.json"), found)
 
 
 def evaluate_at(context: int, config: TrainConfig, root: str, directory: Path) -> dict[str, Any]:
@@ -170,6 +172,11 @@ def measure(a: argparse.Namespace, root: Path) -> dict[tuple[str, int], dict[str
     return found
 
 
+def key_and_number(text: str) -> tuple[str, int]:
+    key, _, number = text.partition("=")
+    return key, int(number)
+
+
 def main() -> None:
     parser = dedup_corpus.parser(__doc__)
     parser.add_argument("--sources", nargs="+", metavar="NAME", help="of the directory's files; default: all")
@@ -181,9 +188,7 @@ def main() -> None:
     parser.add_argument("--needles", type=int, default=4, help="of each length and depth")
     parser.add_argument("--context", type=int, default=512, help="of the short stage; the longest has 8 times as many")
     parser.add_argument("--vocabulary", type=int, default=4096, help="entries of the tokeniser")
-    parser.add_argument(
-        "--model", nargs="+", default=[], metavar="KEY=N", help="keys of train.model, such as hidden=128"
-    )
+    parser.add_argument("--model", nargs="+", type=key_and_number, default=[], metavar="KEY=N", help="of train.model")
     parser.add_argument("--batch-tokens", type=int, default=4096, help="of a step")
     parser.add_argument("--lr", type=float, default=5e-3, help="the highest learning rate")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -191,15 +196,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="tasks at once of the jobs before; 0: no Ray")
     parser.add_argument("--docs", metavar="PAGE.md", help="write tables into this page, figures beside it (matplotlib)")
     a = parser.parse_args()
-    a.model = {key: int(value) for key, _, value in (pair.partition("=") for pair in a.model)}
+    a.model = dict(a.model)
     if a.quick:
-        a.seeds, a.tokens, a.passes, a.held_out_tokens, a.needles = 1, 40_000, 0.5, 5_000, 1
+        a.seeds, a.tokens, a.passes, a.held_out_tokens, a.needles = 1, 40_000, 0.5, 15_000, 1
         a.context, a.vocabulary, a.batch_tokens = 256, 1024, 2048
         a.model = {"hidden": 32, "heads": 1, "layers": 4, "softmax_every": 4, "ffn": 32} | a.model
     runs = len(ARMS) * a.seeds
     print(
         f"{runs} runs of {a.tokens:,} tokens, {a.at_once} at once, {dedup_corpus.about('torch')}; "
-        "the default size takes about an hour on two cores, --quick less than a minute"
+        "the default size takes about an hour on two cores, "
+        f"--quick less than a minute; progress is in {a.root}/*/train.log"
     )
     found = measure(a, Path(a.root).absolute())
     figures = ablation_results.show(found, a.docs)
