@@ -12,7 +12,7 @@ from dataprep.storage import Attempt, fingerprint, read_table
 from jobs import corpus, dedup, mix, quality, tokens
 from jobs.config import Config
 from jobs.engine import Engine, Step, Task
-from mixer.config import HELD_OUT
+from mixer.config import CLASSES, HELD_OUT, TIERS
 from mixer.hashing import hashed
 from mixer.reader import ShardLog
 
@@ -128,7 +128,7 @@ def write_verdicts(out: Attempt, verdicts: pa.Table) -> dict[str, int]:
 
 
 def what_is_read(documents: Corpus, logs: list[ShardLog]) -> dict[str, float]:
-    """Tokens, documents, and the shares of the tokens in repeats, in (near) duplicates and in unclean documents."""
+    """Tokens, documents, and parts of the tokens: in repeats, in (near) duplicates, in unclean documents and so on."""
     segments = np.concatenate([log.read(0, log.wait(1 << 62)).segments for log in logs])
     row, length = np.searchsorted(documents.doc, segments["doc"]), segments["length"].astype(np.int64)
     tokens_of = np.bincount(row, length, len(documents.doc))
@@ -144,4 +144,6 @@ def what_is_read(documents: Corpus, logs: list[ShardLog]) -> dict[str, float]:
         "repeats": (total - once.sum()) / total,
         "duplicates": (once.sum() - largest.sum()) / total,
         "unclean": float(tokens_of[~verdict].sum()) / total,
+        "high tier": float(length[segments["tier"] == TIERS.index("high")].sum()) / total,
+        "long documents": float(length[segments["length_class"] == CLASSES.index("long")].sum()) / total,
     }

@@ -118,11 +118,13 @@ def test_what_is_read_counts_repeats_and_duplicates_by_tokens():
         def read(self, start, stop):
             segments = np.zeros(5, SEGMENT)
             segments["doc"], segments["length"] = [1, 2, 3, 4, 1], [10, 12, 20, 30, 8]
+            segments["tier"], segments["length_class"] = [2, 0, 1, 2, 2], [0, 0, 1, 2, 0]
             return Namespace(segments=segments)
 
     found = ablation_data.what_is_read(documents, [Log()])
     assert found == pytest.approx(
         {"tokens": 80, "documents": 4, "repeats": 8 / 80, "duplicates": 10 / 80, "unclean": 20 / 80}
+        | {"high tier": 48 / 80, "long documents": 30 / 80}
     )
 
 
