@@ -5,7 +5,6 @@ buckets and items), a plan by the planner itself, 1.2 million removed documents,
 steps each. Twelve partitions have their texts: the largest clusters lie in them.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -19,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from benchmarks.dedup_corpus import about, save
+from benchmarks import common
 from dataprep.quality_report import BINS
 from dataprep.rules import RULES
 from dataprep.storage import Attempt, write_json
@@ -190,13 +189,10 @@ def curriculum(root: Path, config: Config, sums: dict[str, Any], shards: int, st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
-    parser.add_argument("--json", help="write the figures there, as one flat object")
-    arguments = parser.parse_args()
+    arguments = common.parser(__doc__, reads_corpus=False).parse_args()
     part = 10 if arguments.quick else 1
     duration = "half a minute" if arguments.quick else "four minutes"
-    print(f"about {duration}, most of it to make the commits; {about('plotly')}")
+    print(f"about {duration}, most of it to make the commits; {common.about('plotly')}")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "root"
         values = {
@@ -208,22 +204,16 @@ def main() -> None:
         (sums,) = partitions(root, 2000 // part)
         clusters(root, 2000 // part)
         curriculum(root, Config(**values), sums, 400 // part, 100_000 // part)
-        read = sum(f.stat().st_size for f in root.rglob("*.json*")) / 1e6
+        figures = {
+            "documents": 2000 // part * DOCUMENTS,
+            "read_mb": sum(f.stat().st_size for f in root.rglob("*.json*")) / 1e6,
+        }
         began = time.monotonic()
         subprocess.run([sys.executable, "jobs/report.py", f"{folder}/config.yaml"], check=True)
-        seconds = time.monotonic() - began
-        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-        size = (root / "report.html").stat().st_size / 1e6
-    figures = {
-        "documents": 2000 // part * DOCUMENTS,
-        "read_mb": read,
-        "seconds": seconds,
-        "memory_gb": memory,
-        "page_mb": size,
-    }
-    for name, value in figures.items():
-        print(f"{name:12}{value:14,.2f}")
-    save(arguments.json, figures)
+        figures["seconds"] = time.monotonic() - began
+        figures["memory_gb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+        figures["page_mb"] = (root / "report.html").stat().st_size / 1e6
+    common.report(arguments.json, figures)
 
 
 if __name__ == "__main__":
