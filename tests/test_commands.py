@@ -93,3 +93,14 @@ def test_a_command(command, folder, monkeypatch, capfd):
     else:
         job = importlib.import_module(words[0].removesuffix(".py").replace("/", "."))
         assert cli.main(job, words[1:]) == 0, capfd.readouterr().err
+
+
+def test_the_contracts_are_as_described(folder):
+    """The snippets of docs/architecture.md, on what the commands above have made."""
+    found: dict = {"root": str(folder / "root")}
+    for snippet in blocks("architecture.md", "python"):
+        exec(snippet, found)
+    in_all = sum(number + 1 for number, _ in DOCUMENTS.values())
+    assert sum(map(len, found["documents"].values())) == in_all > sum(map(len, found["chosen"])) > 0
+    assert [stage["name"] for stage in found["plan"]["stages"]] == ["main", "context-2k", "context-8k"]
+    assert found["checkpoint"]["tokens"] > 2 * TOKENS
