@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import zstandard
+from scipy.sparse import csr_array
 
 from benchmarks import common
 from dataprep.storage import array_buffers, read_table
@@ -23,11 +24,11 @@ from dedup.signatures import signatures
 from jobs import corpus, dedup
 from jobs.config import Config
 from jobs.engine import Engine
-from kernels.jit import njit
 from kernels.words import reference_words
 
 LEAST = 0.5  # similarity of the least alike pairs in the truth
 THRESHOLDS = np.round(np.arange(0.5, 0.96, 0.05), 2)
+ROWS = 1000  # of a block of the matrix of what sets share
 BY_HAND = 300  # removals checked from their text by plain Python besides
 
 
@@ -48,32 +49,16 @@ class Source:
         return int((~(keep[self.a] & keep[self.b]))[true].sum()), int(true.sum())
 
 
-@njit
-def all_pairs(tokens, offsets, posting_offsets, postings, least):
-    """(a, b, Jaccard) of all pairs of sets with at least `least`, by counting what each shares with all before it.
-
-    tokens, offsets: the sets; postings: for each token the sets that hold it, ascending, from posting_offsets on.
-    """
-    a, b, similarity = np.empty(1024, np.int64), np.empty(1024, np.int64), np.empty(1024)
-    found = 0
-    shared = np.zeros(len(offsets) - 1, np.int64)
-    for x in range(len(offsets) - 1):
-        for i in range(offsets[x], offsets[x + 1]):
-            for p in range(posting_offsets[tokens[i]], posting_offsets[tokens[i] + 1]):
-                if postings[p] >= x:
-                    break
-                shared[postings[p]] += 1
-        size = offsets[x + 1] - offsets[x]
-        for y in range(x):
-            jaccard = shared[y] / max(1, size + offsets[y + 1] - offsets[y] - shared[y])
-            shared[y] = 0
-            if jaccard >= least:
-                if found == len(a):
-                    a, b = np.concatenate((a, a)), np.concatenate((b, b))
-                    similarity = np.concatenate((similarity, similarity))
-                a[found], b[found], similarity[found] = y, x, jaccard
-                found += 1
-    return a[:found], b[:found], similarity[:found]
+def all_pairs(sets: csr_array, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(a, b, Jaccard) of all pairs of rows with at least `least`, a before b. sets: 1 where a row has an element."""
+    sizes, found = np.diff(sets.indptr), []
+    for first in range(0, sets.shape[0], ROWS):
+        shared = (sets[first : first + ROWS] @ sets[: first + ROWS].T).tocoo()
+        a, b = shared.col, shared.row + first
+        jaccard = shared.data / (sizes[a] + sizes[b] - shared.data)
+        found.append(np.stack([a, b, jaccard])[:, (a < b) & (jaccard >= least)])
+    a, b, jaccard = np.concatenate(found, axis=1)
+    return a.astype(np.int64), b.astype(np.int64), jaccard
 
 
 def load(engine: Engine, config: Config) -> dict[str, Source]:
@@ -92,12 +77,9 @@ def find_truth(pieces: list[tuple[pa.Table, pa.Table]], config: DedupConfig) -> 
     sets = verify.shingle_sets(documents, documents["doc"].to_numpy(), config).combine_chunks()
     data, offsets = array_buffers(sets["shingles"])
     offsets = offsets // 8
-    values, tokens = np.unique(data.view(np.uint64)[offsets[0] : offsets[-1]], return_inverse=True)
-    owners = np.repeat(np.arange(len(documents), dtype=np.int32), np.diff(offsets))
-    postings = owners[np.argsort(tokens, kind="stable")]
-    posting_offsets = np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=len(values)))])
-    a, b, similarity = all_pairs(tokens, offsets - offsets[0], posting_offsets, postings, LEAST)
-    return Source(documents, pa.concat_tables([v for _, v in pieces]), sets, a, b, similarity)
+    _, elements = np.unique(data.view(np.uint64)[offsets[0] : offsets[-1]], return_inverse=True)
+    rows = csr_array((np.ones(len(elements), np.int32), elements, offsets - offsets[0]))
+    return Source(documents, pa.concat_tables([v for _, v in pieces]), sets, *all_pairs(rows, LEAST))
 
 
 def precision(found: dict[str, Source], threshold: float) -> tuple[int, int, int]:
