@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-import zstandard
 
 from jobs import cli
+from tests import corpora
 from tests.jobs import small
 from tests.jobs.endpoint import GOOD, Endpoint
 from tests.test_docs import CHECKOUT, blocks, commands
@@ -53,8 +53,7 @@ def folder(tmp_path_factory):
         rng = random.Random(name)
         texts = [small.text(rng, sentences) for _ in range(documents)]
         texts.append(f"{texts[-1]} And so on.")
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        (folder / f"{name}.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+        corpora.write(folder, name, ({"text": text} for text in texts))
     values: dict = {}
     for page in ("tutorial.md", "labels.md"):
         for block in blocks(page, "yaml"):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zstandard
 from scipy.sparse import csr_array
 
 from benchmarks import dedup_quality, dedup_scale
+from tests.corpora import write
 from tests.dedup.corpus import jaccard, planted, shingles
 
 WORDS = [f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(600)]
@@ -21,8 +21,7 @@ def corpus(tmp_path) -> Path:
     """Two sources with planted duplicates, and the true pairs of one of them by brute force."""
     for number, name in enumerate(("one", "two")):
         texts = planted(np.random.default_rng(number), 150, WORDS)
-        lines = [json.dumps({"id": f"{name}/{i}", "text": text}) + "\n" for i, text in enumerate(texts)]
-        (tmp_path / f"{name}.jsonl.zst").write_bytes(zstandard.compress("".join(lines).encode()))
+        write(tmp_path, name, ({"id": f"{name}/{i}", "text": text} for i, text in enumerate(texts)))
         sets = [shingles(text) for text in texts]
         pairs = [(a, b, jaccard(sets[a], sets[b])) for a, b in combinations(range(len(texts)), 2)]
         rows = ["id1\tid2\tjaccard", *(f"{name}/{a}\t{name}/{b}\t{j}" for a, b, j in pairs if j >= 0.5)]

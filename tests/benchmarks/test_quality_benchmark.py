@@ -3,9 +3,8 @@
 import json
 import sys
 
-import zstandard
-
 from benchmarks import quality
+from tests.corpora import write
 from tests.dataprep.test_signals import SENTENCES
 
 
@@ -23,8 +22,7 @@ def test_figures_of_a_small_corpus(tmp_path, monkeypatch):
         "multi_hplt_quality_labelled": {"hplt/rus_Cyrl/0": SENTENCES["ru"], "hplt/rus_Cyrl/1": SENTENCES["en"]},
     }
     for name, documents in rows.items():
-        lines = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in documents.items())
-        (tmp_path / f"{name}.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+        write(tmp_path, name, ({"id": i, "text": text} for i, text in documents.items()))
     monkeypatch.setattr(quality, "PEERS", {"pycld2": quality.cld2})
     monkeypatch.delitem(quality.SECTIONS, "classifier")  # tests/benchmarks/test_classifier_benchmark.py
     monkeypatch.setattr(quality, "PEER_MB", 0.001)
