@@ -93,7 +93,7 @@ def signature_speeds(partitions: list[Partition], sample_mb: float) -> dict[str,
         if common.installed(name):
             run(documents.slice(0, 2))
             taken[name] = cpu_seconds(lambda run=run: run(documents))
-            figures[f"vs_{name}"] = taken[name] / taken["ours"]
+            figures |= {f"{name}_mb_s_core": size / taken[name], f"vs_{name}": taken[name] / taken["ours"]}
     rows = [(name, f"{size / taken[name]:.2f}") for name in taken]
     common.table(f"candidate pairs, {size:.1f} MB of all sources", ("library", "MB/s per core"), rows)
     return figures
