@@ -1,7 +1,6 @@
 """Every command of the README and docs/ that says so is run here, the tutorial's first, on a small corpus of its files.
 
-A line `> Run by ...`, `> Run for the release ...` or `> Not run: ...` speaks for the commands below it, up to the next
-such line (tests/test_docs.py).
+A line `> Run by ...` or `> Run for the release ...` speaks for the commands below it, up to the next such line.
 """
 
 import importlib

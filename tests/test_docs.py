@@ -91,6 +91,15 @@ def test_every_benchmark_has_the_flags_that_are_shown():
         assert not [w for w in words if w.startswith("--") and f'"{w}"' not in code + common], words
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_of_a_job_exists(page):
+    """Also in running text; `--section.key` is the next test's."""
+    shared = (CHECKOUT / "jobs/cli.py").read_text() + '"--root" "--workers"'
+    for name, words in re.findall(r"\b(jobs/\w+\.py)([^`\n]*)", page.read_text()):
+        code = (CHECKOUT / name).read_text() if (CHECKOUT / name).exists() else ""  # jobs/NAME.py stands for any
+        assert not [flag for flag in re.findall(r"(--[a-z-]+)\b(?!\.)", words) if f'"{flag}"' not in code + shared]
+
+
 def members(kind: Any, name: str) -> list[Any]:
     """The types that a key of this type may have: a model's field, a mapping's values, or either inside a list."""
     if hasattr(kind, "model_fields"):
