@@ -22,10 +22,10 @@ from trainer.checkpoint import Progress, Saver
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data import pack
 from trainer.hf import export
-from trainer.loop import open_log
 from trainer.model import Decoder
 from trainer.moe import balance_loss
 from trainer.parallel import build_model, build_optimizer, world
+from trainer.stages import open_log
 
 MODEL = ModelConfig(hidden=256, layers=8, heads=4, kv_heads=2, head_dim=64, rotary_dim=32, ffn=512, experts=8, block=64)
 VOCABULARY = 8192
@@ -139,7 +139,7 @@ def row(name: str, tokens: int, seconds: dict[str, float]) -> dict[str, float]:
 
 def packed(root: str, stage: str, ours, theirs, adam, sequences: int, repeats: int) -> dict[str, float]:
     """Real tokens per second on the first sequences of a packed stage: our rows, their documents padded."""
-    log = open_log(root, stage)
+    log = open_log(TrainConfig(), root, stage)
     batch = log.read(0, min(sequences, log.wait(sequences)))
     if log.stage.vocab_size > VOCABULARY:
         raise UserError(f"{root} has a vocabulary of {log.stage.vocab_size}; the benchmark's model has {VOCABULARY}")

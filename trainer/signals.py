@@ -9,7 +9,7 @@ from dataprep.storage import UserError
 
 
 class Stopped(UserError):
-    """Raised where the trainer waits for shards; being a UserError, it reaches all ranks."""
+    """Raised where a step would begin; being a UserError, it reaches all ranks."""
 
 
 class _State:
@@ -32,7 +32,7 @@ def heeded() -> Iterator[None]:
     def ask(*_: object) -> None:
         _State.asked = True
         if _State.waiting:
-            raise Stopped("stopped by SIGTERM")
+            raise Stopped
 
     before = signal.signal(signal.SIGTERM, ask)
     try:
@@ -48,7 +48,7 @@ def waiting() -> Iterator[None]:
     _State.waiting = True
     try:
         if _State.asked:
-            raise Stopped("stopped by SIGTERM")
+            raise Stopped
         yield
     finally:
         _State.waiting = False

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,11 +35,11 @@ def spoil(monkeypatch, bad_step):
     """Make the gradient of one step not finite: every pass of it comes back through here."""
     real = loop.step
 
-    def step(model, optimizer, log, progress, *arguments):
+    def step(run, stop):
         hook = None
-        if progress.step + 1 == bad_step:
-            hook = model.norm.weight.register_post_accumulate_grad_hook(poison)
-        out = real(model, optimizer, log, progress, *arguments)
+        if run.progress.step + 1 == bad_step:
+            hook = run.model.norm.weight.register_post_accumulate_grad_hook(poison)
+        out = real(run, stop)
         if hook:
             hook.remove()
         return out
@@ -98,8 +99,10 @@ def test_losses_by_group(packed):
     batch.segments["copy"] = np.arange(len(batch.segments)) % 11
     packed_batch = pack(batch, 16)
     nll = torch.arange(batch.tokens.size).double() * (packed_batch.target_T >= 0)
-    names = metrics.group_names(log.stage)
-    means = metrics.group_means(metrics.group_sums(nll, packed_batch, names), names)
+    routing = SimpleNamespace(load_E=torch.ones(4, 4), entropy=torch.ones(4))
+    tally = metrics.Tally(CONFIG.model, log.stage, torch.device("cpu"))
+    tally.add(packed_batch, SimpleNamespace(loss_sum=nll.sum(), nll_T=nll, routing=routing), torch.ones(()))
+    means = tally.means(100)
     by_copy: dict[str, list[float]] = {}
     for s in batch.segments:
         first = s["sequence"] * 48 + s["start"]
@@ -114,7 +117,7 @@ def test_milestones_are_kept(root):
     config = CONFIG.model_copy(update={"checkpoint_steps": 2, "keep": 1, "keep_every": 6, "evaluate_tokens": 0})
     done = train(config, str(root), ["base"])["stages"]["base"]
     (directory,) = root.glob("train-*/base")
-    steps = [checkpoint.step_of(c) for c in checkpoint.checkpoints(directory)]
+    steps = [int(c.name[5:]) for c in checkpoint.checkpoints(directory)]
     assert steps == [*range(6, done["steps"], 6), done["steps"]]
 
 
