@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from torch.nn import functional as F
@@ -225,6 +226,35 @@ def test_an_older_configurations_shards_are_not_in_the_way(root, call):
     repack(root, "longer", plan="older")
     code, said = call("--stage", "longer")
     assert code == 1 and "stage longer was packed for another plan than stage base; run jobs/mix.py" in said.err
+
+
+def test_shards_from_elsewhere(trained, root, tmp_path):
+    """An object store's shards, kept on disk; checkpoints at home."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(root), "/elsewhere", recursive=True)
+    shutil.rmtree(root)
+    try:
+        config = CONFIG.model_copy(update={"shards": "memory://elsewhere"})
+        train(config, str(root), ["base"])
+        assert without_speed(records(root, "base")) == without_speed(records(trained[0], "base"))
+        assert len(list((root / "shard-cache").glob("*.arrow"))) == 4  # two stages' two shards
+    finally:
+        memory.rm("/elsewhere", recursive=True)
+
+
+def test_another_plans_held_out_shards_are_refused(root):
+    repack(root, "held-out", plan="older")
+    with pytest.raises(UserError, match="stage held-out was packed for another plan than stage base"):
+        train(CONFIG, str(root), ["base"])
+
+
+def test_a_context_that_the_shards_do_not_have(call):
+    stages = [{"name": "base", "context": 48}, {"name": "longer", "context": 192}]
+    assert call("--stage", "base", "--check", mix={"stages": stages})[0] == 0
+    code, said = call("--stage", "longer", mix={"stages": stages})
+    assert code == 1 and said.err == (
+        "error: stage longer was packed at context 96, but mix.stages says 192; run jobs/mix.py\n"
+    )
 
 
 def test_roots(root, call, monkeypatch):

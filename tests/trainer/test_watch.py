@@ -254,12 +254,19 @@ def test_batches_grow_at_their_marks(root):
 
 
 def test_check_tells_what_would_be(call):
-    code, said = call("--stage", "base", "--check")
-    assert code == 0
-    for part in (
-        "M parameters",
-        "memory: about",
-        "batch: 10 sequences (480 tokens) from 0",
-        "learning rate: cosine to 0.0005",
-    ):
-        assert part in said.out
+    """Nothing is trained; marks count from the run's beginning, so that of the first stage's end is in the second."""
+    tokens = 6000  # of stage base, or a little more
+    train = CONFIG.model_dump(mode="json") | {"batch_marks": {tokens + 1000: 960}}
+    said = {stage: call("--stage", stage, "--check", train=train)[1].out for stage in STAGES}
+    for stage, parts in {
+        "base": [
+            "batch: 10 sequences (480 tokens) from 0",
+            "learning rate: cosine to 0.0005 at 6,0",
+            "; about 13 steps",
+        ],
+        "longer": ["batch: 5 sequences (480 tokens) from 0", "batch: 10 sequences (960 tokens) from 9", "steps"],
+    }.items():
+        for part in (*parts, "M parameters", "memory: about", f"/{stage}"):
+            assert part in said[stage], part
+    code, said = call("--stage", "base", "--check", train=train | {"parallel": {"dp_replicate": 4}})
+    assert code == 1 and "dp_replicate 4 x dp_shard 0 x cp 1 is 0, but there are 1 processes" in said.err
