@@ -95,7 +95,6 @@ def pair(directory: Path, model: Decoder, config: TrainConfig, ranks: object) ->
         directory, model, build_optimizer(config, model), progress, shape | {"config": config.model_dump(mode="json")}
     )
     saver.wait()
-    saver.close()
     export(directory / progress.checkpoint, directory / "hf")
     logging.set_verbosity_error()  # it tells of decay buffers that it makes itself
     logging.disable_progress_bar()

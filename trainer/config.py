@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from dataprep.storage import fingerprint
 
@@ -119,7 +119,9 @@ class TrainConfig(Section):
     model: ModelConfig = Field(default_factory=ModelConfig, description="the decoder")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW")
     batch_tokens: int = Field(4096, gt=0, description="tokens of one optimiser step over all workers")
-    batch_marks: dict[int, int] = Field({}, description="tokens seen over all stages -> batch_tokens from there on")
+    batch_marks: dict[PositiveInt, PositiveInt] = Field(
+        {}, description="tokens seen over all stages -> batch_tokens from there on"
+    )
     micro_tokens: int = Field(32768, gt=0, description="most tokens of one forward pass on one worker")
     schedule: Schedule = Field(
         (Phase(share=0.1, lr=7e-3), Phase(share=0.9, lr=7e-4, shape="cosine")),
@@ -174,18 +176,11 @@ class TrainConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _marks(self) -> "TrainConfig":
-        if any(mark <= 0 or tokens <= 0 for mark, tokens in self.batch_marks.items()):
-            raise ValueError(f"batch_marks is {self.batch_marks}: tokens seen and tokens of a batch must be above 0")
+    def _consistent(self) -> "TrainConfig":
         if self.compile and self.device == "cuda" and self.dtype != "bfloat16":
-            raise ValueError(
-                f"compile on cuda needs dtype bfloat16, not {self.dtype}: its packed attention has no other"
-            )
+            raise ValueError(f"compile on cuda needs dtype bfloat16, not {self.dtype}: packed attention has no other")
         if self.keep_every and self.keep_every % self.checkpoint_steps:
-            raise ValueError(
-                f"keep_every is {self.keep_every}: no multiple of checkpoint_steps ({self.checkpoint_steps}), so "
-                "none of its steps would be saved"
-            )
+            raise ValueError(f"keep_every ({self.keep_every}) must be a multiple of checkpoint_steps")
         return self
 
     def identity(self, plan: str) -> str:

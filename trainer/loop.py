@@ -166,7 +166,7 @@ def batches(run: Run) -> Iterator[int]:
     before = progress.tokens - progress.stage_tokens
     sizes = BatchSizes(run.log.stage.context, config.batch_tokens, config.batch_marks, before)
     while True:
-        if run.ranks.sum(torch.tensor(int(signals.asked()))):
+        if run.ranks.sum(torch.tensor(int(signals.State.asked))):
             raise Stopped
         stop = available(run.log, progress.sequence + sizes.at(progress.sequence), run.ranks)
         if stop == progress.sequence:
