@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataprep.storage import UserError
 from mixer.reader import ShardLog
@@ -89,6 +90,8 @@ def test_spikes_are_logged_with_their_documents(packed, tmp_path, capsys):
     assert (event["event"], event["step"], event["loss"]) == ("spike", 41, 9.0)
     assert event["mean"] == pytest.approx(3.01, abs=0.01)
     assert [d["doc"] for d in event["documents"]] == log.read(40, 41).segments["doc"].tolist()
+    scalars = EventAccumulator(str(tmp_path / "m" / "tensorboard")).Reload().Scalars("loss")
+    assert [(s.step, s.value) for s in scalars] == [(i + 1, pytest.approx(loss)) for i, loss in enumerate(losses)]
     Metrics(tmp_path / "m", log, 40, spike=6.0).close()  # resumed before it
     assert metrics.read(tmp_path / "m" / "events.jsonl") == [] and len(metrics.read(tmp_path / "m/metrics.jsonl")) == 40
 
