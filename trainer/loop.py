@@ -126,8 +126,8 @@ def train_stage(run: Run) -> dict[str, Any]:
     saved, stopped = progress.step if progress.sequence else -1, False
     saver = checkpoint.Saver(ranks, config.keep, config.keep_every)
     try:
-        for stop in batches(run):
-            record = step(run, stop)
+        for began, stop in batches(run):
+            record = step(run, stop, began)
             if metrics is not None:
                 metrics.log(record, progress.sequence, stop)
             progress.advance(record, stop)
@@ -160,27 +160,28 @@ def train_stage(run: Run) -> dict[str, Any]:
     return ranks.broadcast(lambda: done)
 
 
-def batches(run: Run) -> Iterator[int]:
-    """Where each step's sequences stop, once they are there. Raises Stopped where any rank was sent SIGTERM."""
+def batches(run: Run) -> Iterator[tuple[float, int]]:
+    """Since when each step's sequences were waited for, and where they stop. Raises Stopped where any rank was sent
+    SIGTERM."""
     config, progress = run.config, run.progress
     before = progress.tokens - progress.stage_tokens
     sizes = BatchSizes(run.log.stage.context, config.batch_tokens, config.batch_marks, before)
     while True:
+        began = time.perf_counter()
         if run.ranks.sum(torch.tensor(int(signals.State.asked))):
             raise Stopped
         stop = available(run.log, progress.sequence + sizes.at(progress.sequence), run.ranks)
         if stop == progress.sequence:
             return
-        yield stop
+        yield began, stop
 
 
-def step(run: Run, stop: int) -> dict[str, Any]:
-    """One optimiser step on the sequences up to `stop`: its metrics.
+def step(run: Run, stop: int, began: float) -> dict[str, Any]:
+    """One optimiser step on the sequences up to `stop`: its metrics, timed from when it `began` to wait for them.
 
     Where loss or gradient is not finite, nothing is changed, and the record's loss is None.
     """
     config, stage, ranks, progress = run.config, run.log.stage, run.ranks, run.progress
-    began = time.perf_counter()
     parts = list(micro_batches(run.log, progress.sequence, stop, config, ranks))
     waited = time.perf_counter() - began
     targets, tokens, squares = ranks.sum(torch.stack([part.counts for part in parts]).sum(0)).tolist()

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from dataprep.storage import UserError, read_json
+from mixer.reader import ShardLog
 from mixer.shards import beat
 from tests.trainer.ranks import run
 from tests.trainer.shards import VOCABULARY, write_stage
@@ -121,10 +122,10 @@ def test_two_processes_train_the_same(trained, packed, tmp_path, monkeypatch):
     roots = {name: shutil.copytree(packed, tmp_path / name) for name in ("two", "resumed")}
     real_step = loop.step
 
-    def step(run, stop):
+    def step(run, *arguments):
         if run.progress.step == 6:
             raise KeyboardInterrupt
-        return real_step(run, stop)
+        return real_step(run, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "step", step)
@@ -171,15 +172,20 @@ def test_only_the_newest_checkpoints_are_kept(trained):
 
 
 def test_training_follows_the_packer(trained, root):
+    """The time it waits for the second shard is told."""
     base, away = root / "pack-base", root / "away"
     away.mkdir()
     late = [*base.glob("00001*"), base / "end.json"]
     for path in late:
         path.rename(away / path.name)
     beat(str(base / "heartbeat.json"))
+    there = ShardLog(str(base)).wait(1) // 10  # whole steps
 
     def finish():
-        time.sleep(1)
+        deadline = time.monotonic() + 60
+        while not (list(root.glob("train-*")) and len(records(root, "base")) == there) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.3)
         for path in late:
             (away / path.name).rename(path)
 
@@ -187,6 +193,7 @@ def test_training_follows_the_packer(trained, root):
     packer.start()
     train(CONFIG, str(root), ["base"])
     packer.join()
+    assert records(root, "base")[there]["wait_seconds"] > 0.2
     assert without_speed(records(root, "base")) == without_speed(records(trained[0], "base"))
 
 

@@ -1,5 +1,6 @@
 """What the trainer notices (bad steps, spikes, SIGTERM), and what it keeps, checks and refuses to load."""
 
+import io
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ from trainer.config import ModelConfig, TrainConfig
 from trainer.data import pack
 from trainer.loop import train
 from trainer.metrics import Metrics
-from trainer.untrusted import Unpickler
+from trainer.untrusted import Planner, Unpickler
 
 
 def poison(parameter):
@@ -36,11 +37,11 @@ def spoil(monkeypatch, bad_step):
     """Make the gradient of one step not finite: every pass of it comes back through here."""
     real = loop.step
 
-    def step(run, stop):
+    def step(run, *arguments):
         hook = None
         if run.progress.step + 1 == bad_step:
             hook = run.model.norm.weight.register_post_accumulate_grad_hook(poison)
-        out = real(run, stop)
+        out = real(run, *arguments)
         if hook:
             hook.remove()
         return out
@@ -138,14 +139,17 @@ def test_one_bit_is_noticed(trained, tmp_path):
 
 
 @pytest.mark.parametrize("payload", [os.system, eval, subprocess.Popen, getattr, torch.load])
-def test_metadata_runs_nothing(payload, tmp_path):
+def test_a_checkpoint_runs_nothing(payload):
     class Evil:
         def __reduce__(self):
             return payload, ("1",)
 
-    (tmp_path / "x").write_bytes(pickle.dumps(Evil()))
-    with (tmp_path / "x").open("rb") as file, pytest.raises(pickle.UnpicklingError, match="nothing that checkpoint"):
-        Unpickler(file).load()
+    with pytest.raises(pickle.UnpicklingError, match="nothing that checkpoint"):
+        Unpickler(io.BytesIO(pickle.dumps(Evil()))).load()
+    torch.save(Evil(), number := io.BytesIO())
+    number.seek(0)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        Planner().load_bytes(None, number)
 
 
 def sigterm_when(condition, process=None):
