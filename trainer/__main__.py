@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dataprep.storage import UserError, expand, explain_os_error, join, read_bytes
+from dataprep.storage import UserError, expand, join, read_bytes
 from mixer.batches import BatchSizes
 from trainer.config import TrainConfig
 from trainer.cost import memory_needed
@@ -24,7 +24,7 @@ from trainer.model import parameter_counts
 from trainer.parallel import fsdp_ranks
 from trainer.schedule import phase_ends
 from trainer.signals import Stopped
-from trainer.stages import HELD_OUT, finished, local_root, open_log, run_directory
+from trainer.stages import HELD_OUT, finished, local_root, open_log, run_directory, shards_root
 
 
 def main() -> None:
@@ -66,10 +66,8 @@ def load(path: str, root: str | None) -> tuple[TrainConfig, str, dict[str, Any]]
         root = local_root(root or values["root"])
         contexts = {stage["name"]: stage.get("context") for stage in values.get("mix", {}).get("stages", [])}
         return TrainConfig(**values.get("train", {})), root, contexts
-    except FileNotFoundError:
-        raise UserError(f"no configuration file {path}") from None
     except OSError as error:
-        raise explain_os_error(error) or UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read the configuration {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} must be YAML with `root` and the sections `mix` and `train`") from None
     except ValidationError as error:
@@ -82,7 +80,7 @@ def stages_up_to(stage: str, config: TrainConfig, root: str, contexts: dict[str,
     """The stages to train, in order: those of the configuration, else those packed for the same plan as `stage`."""
     names = list(contexts)
     if not names:
-        files = expand(join(config.shards or root, "latest", "pack-*.json"))
+        files = expand(join(shards_root(config, root), "latest", "pack-*.json"))
         packed = (open_log(config, root, Path(file).stem.removeprefix("pack-")).stage for file in files)
         infos = sorted(packed, key=lambda info: info.index)
         plan = open_log(config, root, stage).stage.plan

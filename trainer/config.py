@@ -130,7 +130,7 @@ class TrainConfig(Section):
     stages: dict[str, Schedule] = Field({}, description="schedules of single stages, where not the default")
     seed: int = Field(0, description="decides the initial weights")
     weights: str | None = Field(None, description="directory of a MiniMax decoder to start from (docs/trainer.md)")
-    shards: str | None = Field(None, description="root of the packed shards, any URL, if not `root` itself")
+    shards: str | None = Field(None, description="root of packed shards, any URL (`python -m trainer`)")
     quarantined: Literal["stop", "mask"] = Field(
         "stop", description="at sequences in quarantine (jobs/shards.py): stop, or go on, with them masked"
     )

@@ -25,7 +25,7 @@ from trainer.moe import balance_loss
 from trainer.parallel import World, alone, build_model, build_optimizer, fsdp_ranks, world
 from trainer.schedule import learning_rate, phase_ends
 from trainer.signals import Stopped
-from trainer.stages import DONE, HELD_OUT, finished, local_root, open_log, run_directory
+from trainer.stages import DONE, HELD_OUT, finished, local_root, open_log, run_directory, shards_root
 from trainer.vocabulary import load as load_vocabulary
 
 
@@ -156,7 +156,7 @@ def train_stage(run: Run) -> dict[str, Any]:
         done["held_out_loss"] = report(run)["held_out"]["loss"]
     if metrics is not None:
         done |= metrics.close()
-        write_json(str(run.directory / DONE), done)
+    ranks.broadcast(lambda: write_json(str(run.directory / DONE), done))
     return ranks.broadcast(lambda: done)
 
 
@@ -223,7 +223,7 @@ def report(run: Run) -> dict[str, Any]:
     held_out = open_log(config, run.root, HELD_OUT)
     if held_out.stage.plan != stage.plan:
         raise UserError(f"stage {HELD_OUT} was packed for another plan than stage {stage.stage}; run jobs/mix.py")
-    vocabulary = load_vocabulary(config.shards or run.root, stage.tokenizer, stage.vocab_size)
+    vocabulary = load_vocabulary(shards_root(config, run.root), stage.tokenizer, stage.vocab_size)
     about = {"stage": stage.stage, "step": progress.step, "tokens": progress.tokens, "context": stage.context}
     found = about | evaluate(run.model, held_out, stage, vocabulary, config, run.ranks)
     run.ranks.broadcast(lambda: write_json(str(run.directory / "evaluation.json"), found))

@@ -23,9 +23,13 @@ def local_root(root: str) -> str:
     return absolute(root)
 
 
+def shards_root(config: TrainConfig, root: str) -> str:
+    return absolute(config.shards or root)
+
+
 def open_log(config: TrainConfig, root: str, stage: str) -> ShardLog:
     """The shards of a stage, by the name they were published under in `latest/`."""
-    shards = config.shards or root
+    shards = shards_root(config, root)
     entry = read_json(join(shards, "latest", f"pack-{stage}.json"))
     if entry is None:
         raise UserError(f"{shards} holds no shards of stage {stage}; plan and pack it first (jobs/mix.py)")
