@@ -118,7 +118,7 @@ def test_two_processes_train_the_same(trained, packed, tmp_path, monkeypatch):
     """With the experts shared out; also a checkpoint of one process resumed so. At context 96 a step's last pass leaves
     a rank idle."""
     whole = trained[0]
-    config = CONFIG.model_copy(update={"micro_tokens": 96, "parallel": ParallelConfig(ep=2)})
+    config = CONFIG.model_copy(update={"micro_tokens": 96, "export": False, "parallel": ParallelConfig(ep=2)})
     roots = {name: shutil.copytree(packed, tmp_path / name) for name in ("two", "resumed")}
     real_step = loop.step
 
