@@ -20,10 +20,10 @@ from trainer.checkpoint import Progress, Saver
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data import pack
 from trainer.hf import export
-from trainer.loop import open_log
 from trainer.model import Decoder
 from trainer.moe import balance_loss
 from trainer.parallel import build_model, build_optimizer, world
+from trainer.stages import open_log
 
 MODEL = ModelConfig(hidden=256, layers=8, heads=4, kv_heads=2, head_dim=64, rotary_dim=32, ffn=512, experts=8, block=64)
 VOCABULARY = 8192
@@ -80,7 +80,6 @@ def pair(directory: Path, model: Decoder, config: TrainConfig, ranks: object) ->
         directory, model, build_optimizer(config, model), progress, shape | {"config": config.model_dump(mode="json")}
     )
     saver.wait()
-    saver.close()
     export(directory / progress.checkpoint, directory / "hf")
     logging.set_verbosity_error()  # it tells of decay buffers that it makes itself
     logging.disable_progress_bar()
@@ -119,7 +118,7 @@ def row(name: str, tokens: int, seconds: dict[str, float]) -> dict[str, float]:
 
 def packed(root: str, stage: str, ours, theirs, adam, sequences: int, repeats: int) -> dict[str, float]:
     """Real tokens per second on the first sequences of a packed stage: our rows, their documents padded."""
-    log = open_log(root, stage)
+    log = open_log(TrainConfig(), root, stage)
     batch = log.read(0, min(sequences, log.wait(sequences)))
     if log.stage.vocab_size > VOCABULARY:
         raise UserError(f"{root} has a vocabulary of {log.stage.vocab_size}; the benchmark's model has {VOCABULARY}")

@@ -85,6 +85,8 @@ def build(engine: Engine, config: Config) -> dict[str, Any]:
         raise UserError(
             f"root is {engine.root}: checkpoints need a file system that all workers share; give a local path"
         )
+    if config.train.shards:
+        raise UserError("train.shards is for `python -m trainer`; this job trains on the shards it packs: leave it out")
     if config.workers == 0 and config.train.workers > 1:
         raise UserError(
             f"workers: 0 trains in this process; set train.workers ({config.train.workers}) to 1, or workers"

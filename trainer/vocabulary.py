@@ -1,7 +1,6 @@
 """The run's tokeniser as evaluation needs it: ids of a text, and how many bytes of text each token stands for."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,9 @@ def load(root: str, fingerprint: str, size: int) -> Vocabulary | None:
     entry = read_json(join(root, "latest", FILE))
     if entry is None or entry["tokenizer"] != fingerprint:
         return None
-    path = entry["path"] if not is_local(entry["path"]) else str(Path(root) / entry["path"])
+    path = entry["path"]
+    if is_local(path) and not path.startswith("/"):
+        path = join(root, path)
     try:
         return Vocabulary(read_bytes(path), path.endswith(".model"), size)
     except FileNotFoundError:

@@ -73,7 +73,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(one_cpu, tmp_path):
     mine, theirs = (read(Path(r["directory"]) / "base" / "metrics.jsonl") for r in (result, whole))
     assert [r["step"] for r in mine] == [r["step"] for r in theirs] == list(range(1, len(mine) + 1))
     assert [r["tokens"] for r in mine] == [r["tokens"] for r in theirs]
-    assert [r["loss"] for r in mine] == pytest.approx([r["loss"] for r in theirs], rel=1e-3)
+    assert [r["loss"] for r in mine] == pytest.approx([r["loss"] for r in theirs], rel=1e-4)
     assert Path(result["export"], "config.json").exists()
 
 
