@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from trainer import attention
 from trainer.attention import Layout, decay, in_chunks, rotary_angles, rotate, slopes, softmax_attention
@@ -37,8 +38,8 @@ def test_lightning_is_the_recurrence(lengths, block, heads, layer, seed):
     cu = starts(lengths)
     q, k, v, g = torch.randn(4, cu[-1], heads, 6, dtype=F64, generator=generator)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
-    expected = recurrence(q, k, v, slopes(heads, layer, 8), cu)
-    out = in_chunks(q, k, v, decay(heads, layer, 8, block, CPU, F64), Layout.of(cu, block))
+    expected = recurrence(*map(F.silu, (q, k, v)), slopes(heads, layer, 8), cu)
+    out = in_chunks(torch.cat([q, k, v], dim=-1), decay(heads, layer, 8, block, CPU, F64), Layout.of(cu, block))
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
     for a, b in zip(torch.autograd.grad(out, (q, k, v), g), torch.autograd.grad(expected, (q, k, v), g), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
@@ -50,19 +51,19 @@ def test_scan_in_any_step_gives_the_same(scan, monkeypatch):
     monkeypatch.setattr(attention, "SCAN", scan)
     cu = starts([3, 50, 1, 130, 20])
     q, k, v = torch.randn(3, cu[-1], 2, 4, dtype=F64)
-    out = in_chunks(q, k, v, decay(2, 3, 8, 4, CPU, F64), Layout.of(cu, 4))
+    out = in_chunks(torch.cat([q, k, v], dim=-1), decay(2, 3, 8, 4, CPU, F64), Layout.of(cu, 4))
     attention.decay.cache_clear()
-    torch.testing.assert_close(out, recurrence(q, k, v, slopes(2, 3, 8), cu), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(out, recurrence(*map(F.silu, (q, k, v)), slopes(2, 3, 8), cu), rtol=1e-11, atol=1e-11)
 
 
 def test_half_precision_keeps_decay_in_float32():
     powers = decay(4, 0, 8, 16, CPU, torch.bfloat16)
-    assert {p.dtype for name, p in vars(powers).items() if name != "slope_H11"} == {torch.float32}
-    assert powers.slope_H11.dtype == F64
+    assert {p.dtype for name, p in vars(powers).items() if name != "slope_H111"} == {torch.float32}
+    assert powers.slope_H111.dtype == F64
     cu = starts([100])
     q, k, v = torch.randn(3, 100, 4, 8, dtype=F64)
-    expected = recurrence(q, k, v, slopes(4, 0, 8), cu)
-    out = in_chunks(*(x.bfloat16() for x in (q, k, v)), powers, Layout.of(cu, 16))
+    expected = recurrence(*map(F.silu, (q, k, v)), slopes(4, 0, 8), cu)
+    out = in_chunks(torch.cat([q, k, v], dim=-1).bfloat16(), powers, Layout.of(cu, 16))
     assert (out.double() - expected).norm() < 0.02 * expected.norm()
 
 
