@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from trainer.collectives import AllGather
+from trainer.ring import RingAttention
 
 if TYPE_CHECKING:
     from kernels.lightning_attention import Segments
@@ -197,7 +198,7 @@ def scan(local_HCNN: Tensor, decay: Decay, last_C: Tensor) -> Tensor:
     heads, _, *size = local_HCNN.shape
     states_H1X = [local_HCNN.new_zeros(heads, 1, math.prod(size), dtype=decay.chunk_HGG.dtype)]
     for start in range(0, local_HCNN.shape[1], SCAN):
-        # The state so far counts as one more chunk before these. One reaches a later chunk's if both end in one document.
+        # The state so far counts as one more chunk before. One reaches a later chunk's if both end in one document.
         local_HGX = torch.cat([states_H1X[-1][:, -1:], local_HCNN[:, start : start + SCAN].flatten(2)], dim=1)
         last_G = last_C[max(start - 1, 0) : start + local_HGX.shape[1] - 1]
         last_G = F.pad(last_G, (local_HGX.shape[1] - len(last_G), 0), value=-2)
@@ -243,11 +244,14 @@ def rotate(x_THN: Tensor, cos_T1r: Tensor, sin_T1r: Tensor) -> Tensor:
     return torch.cat([*(x.to(rest.dtype) for x in turned), rest], dim=-1)
 
 
-def softmax_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layout) -> Tensor:
+def softmax_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layout, ring: bool = False) -> Tensor:
     """Causal attention within each document, scale N^-0.5; key/value heads shared by H/K query heads. (T, H, N).
 
-    Under context parallelism keys and values of the whole stream are gathered: a few heads have them.
+    Under context parallelism keys and values of the whole stream are gathered, for a few heads have them; or, with
+    `ring`, passed from rank to rank.
     """
+    if layout.cp is not None and ring:
+        return RingAttention.apply(q_THN, k_TKN, v_TKN, layout)
     if layout.cp is not None:
         both_TKN = AllGather.apply(torch.cat([k_TKN, v_TKN], dim=1), layout.cp.get_group())
         k_TKN, v_TKN = both_TKN[layout.keys].chunk(2, dim=1)

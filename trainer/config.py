@@ -120,6 +120,10 @@ class ParallelConfig(Section):
         default=0, ge=0, description="data-parallel ranks that share out one model's weights (FSDP2); 0: all there are"
     )
     cp: int = Field(default=1, gt=0, description="ranks that share one sequence's tokens (context parallelism)")
+    cp_attention: Literal["gather", "ring"] = Field(
+        default="gather",
+        description="how softmax layers see other ranks' keys: all gathered, or passed from rank to rank (less memory)",
+    )
     ep: int = Field(
         default=1, gt=0, description="ranks, out of dp_shard x cp, that share out the experts (expert parallelism)"
     )
@@ -210,6 +214,8 @@ class TrainConfig(Section):
             raise ValueError(
                 f"compile on cuda needs dtype bfloat16, not {self.dtype}: its packed attention has no other"
             )
+        if self.parallel.cp_attention == "ring" and self.device == "cuda" and self.dtype != "bfloat16":
+            raise ValueError(f"parallel.cp_attention ring on cuda needs dtype bfloat16, not {self.dtype}")
         if self.keep_every and self.keep_every % self.checkpoint_steps:
             raise ValueError(
                 f"keep_every is {self.keep_every}: no multiple of checkpoint_steps ({self.checkpoint_steps}), so "

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,10 +62,13 @@ class Log:
         return Batch(tokens[a:b], np.array(segments, SEGMENT))
 
 
-def config(routing: str, micro_tokens: int = 2 * CONTEXT, dtype: str = "float64", **mesh: int) -> TrainConfig:
+def config(
+    routing: str, micro_tokens: int = 2 * CONTEXT, dtype: str = "float64", checkpointing: str = "none", **mesh: Any
+) -> TrainConfig:
     model = ModelConfig(**MODEL | ROUTINGS.get(routing, {"capacity": routing, "capacity_factor": 0.8}))
     mesh_config = ParallelConfig(**mesh)
-    return TrainConfig(model=model, dtype=dtype, micro_tokens=micro_tokens, parallel=mesh_config, threads=1)
+    how = {"dtype": dtype, "micro_tokens": micro_tokens, "checkpointing": checkpointing}
+    return TrainConfig(model=model, parallel=mesh_config, threads=1, **how)
 
 
 def step(config: TrainConfig) -> Result:
@@ -107,12 +111,14 @@ CASES = {
     2: {
         "dp2": {}, "replicate2": {"dp_replicate": 2}, "ep2": {"ep": 2}, "cp2": {"cp": 2}, "cp2 ep2": {"cp": 2, "ep": 2},
         "dp2, one pass": {"micro_tokens": 4 * CONTEXT}, "cp2 float32": {"cp": 2, "ep": 2, "dtype": "float32"},
+        "cp2 ring": {"cp": 2, "cp_attention": "ring", "checkpointing": "selective"},
     },
     4: {
         "dp2 replicate2": {"dp_replicate": 2}, "ep4": {"ep": 4, "micro_tokens": CONTEXT}, "cp4": {"cp": 4},
         "cp4, row by row": {"cp": 4, "micro_tokens": 12}, "dp2 cp2": {"cp": 2},
         "dp2 ep2": {"ep": 2, "micro_tokens": CONTEXT}, "cp2 ep2": {"cp": 2, "ep": 2},
-        "replicate2 ep2": {"dp_replicate": 2, "ep": 2},
+        "replicate2 ep2": {"dp_replicate": 2, "ep": 2}, "cp4 ring": {"cp": 4, "cp_attention": "ring"},
+        "dp2 cp2 ring": {"cp": 2, "cp_attention": "ring"},
     },
 }  # fmt: skip
 
