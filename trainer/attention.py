@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from trainer.collectives import AllGather
-from trainer.ring import RingAttention
+from trainer.ring import ring_attention
 
 if TYPE_CHECKING:
     from kernels.lightning_attention import Segments
@@ -176,10 +176,11 @@ def lightning_attention(qkv_TH3N: Tensor, decay: Decay, layout: Layout) -> Tenso
 def in_chunks(qkv_TH3N: Tensor, decay: Decay, layout: Layout) -> Tensor:
     """The same in plain PyTorch: masked matrix products within a chunk, a scan over states between chunks."""
     tokens, dtype, block = len(qkv_TH3N), qkv_TH3N.dtype, decay.inner_H1BB.shape[-1]
+    qkv_HT3N = qkv_TH3N.transpose(0, 1)
     if tokens % block:
-        qkv_TH3N = F.pad(qkv_TH3N, (0, 0, 0, 0, 0, -tokens % block))
+        qkv_HT3N = F.pad(qkv_HT3N, (0, 0, 0, -tokens % block))
     # One copy with heads outermost; no matrix product below then copies what it takes.
-    qkv_HCB3N = F.silu(qkv_TH3N.transpose(0, 1).contiguous()).unflatten(1, (-1, block))
+    qkv_HCB3N = F.silu(qkv_HT3N.contiguous()).unflatten(1, (-1, block))
     q_HCBN, k_HCBN, v_HCBN = qkv_HCB3N.chunk(3, dim=-1)
 
     score_HCBB = (q_HCBN @ k_HCBN.mT).mul_(decay.inner_H1BB).mul_(layout.same_CBB)
@@ -251,7 +252,7 @@ def softmax_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layou
     `ring`, passed from rank to rank.
     """
     if layout.cp is not None and ring:
-        return RingAttention.apply(q_THN, k_TKN, v_TKN, layout)
+        return ring_attention(q_THN, k_TKN, v_TKN, layout)
     if layout.cp is not None:
         both_TKN = AllGather.apply(torch.cat([k_TKN, v_TKN], dim=1), layout.cp.get_group())
         k_TKN, v_TKN = both_TKN[layout.keys].chunk(2, dim=1)

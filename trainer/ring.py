@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 Cuts = list[int]
 
 
-class RingAttention(torch.autograd.Function):
-    """As `attention.softmax_attention`, of this rank's slice."""
+@torch.compiler.disable
+def ring_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: "Layout") -> Tensor:
+    """As `attention.softmax_attention`, of this rank's slice. (T, H, N)."""
+    out_THN: Tensor = RingAttention.apply(q_THN, k_TKN, v_TKN, layout)
+    return out_THN
 
+
+class RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: "Layout") -> Tensor:
         wide = torch.promote_types(q_THN.dtype, torch.float32)
