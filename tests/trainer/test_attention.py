@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from trainer import attention
 from trainer.attention import Layout, decay, in_chunks, rotary_angles, rotate, slopes, softmax_attention
+from trainer.ring import attend, attend_backward
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -80,6 +81,26 @@ def test_softmax_attention_is_a_masked_softmax(lengths, heads, seed):
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
     expected = torch.einsum("hqk,khn->qhn", weights, v.repeat_interleave(repeat, 1))
     torch.testing.assert_close(softmax_attention(q, k, v, Layout.of(cu, 4)), expected, rtol=1e-11, atol=1e-11)
+
+
+gpu = pytest.param("cuda", torch.bfloat16, 0.02, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU"))
+
+
+@pytest.mark.parametrize(("device", "dtype", "bound"), [("cpu", F64, 1e-11), gpu])
+def test_products_of_the_ring_and_their_gradients(device, dtype, bound):
+    """Documents with a mask, and all keys without one; two query heads share one of keys and values."""
+    q, both, grad = (torch.randn(70, 4, 16, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    for cu, causal in (([0, 5, 40, 70], True), ([0, 70], False)):
+        document = torch.repeat_interleave(torch.tensor(cu).diff()).to(device)
+        hidden = (document[:, None] != document) | (torch.ones(70, 70, device=device).triu(1).bool() & causal)
+        k, v = (x.repeat_interleave(2, 1) for x in both.to(F64).chunk(2, 1))
+        score = torch.einsum("thn,shn->hts", q.to(F64), k).masked_fill(hidden, -torch.inf) / 4
+        expected = torch.einsum("hts,shn->thn", score.softmax(-1), v)
+        out, lse = attend(q, both, cu, cu, causal)
+        gradients = attend_backward(grad, out, lse.contiguous(), q, both, cu, cu, causal)
+        wanted = torch.autograd.grad(expected, (q, both), grad.to(F64))
+        pairs = zip((out, lse, *gradients), (expected, score.logsumexp(-1).mT, *wanted), strict=True)
+        assert all((a.to(F64) - b).norm() <= bound * b.norm() for a, b in pairs)
 
 
 def test_rotation_is_complex_multiplication_and_partial():
