@@ -29,6 +29,7 @@ def ring_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: "Layout"
 class RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: "Layout") -> Tensor:
+        assert layout.cp is not None
         wide = torch.promote_types(q_THN.dtype, torch.float32)
         both_TKN, out_THN = torch.cat([k_TKN, v_TKN], dim=1), torch.zeros_like(q_THN, dtype=wide)
         lse_TH = out_THN.new_full(out_THN.shape[:2], -torch.inf)
@@ -77,6 +78,7 @@ def meetings(layout: "Layout", step: int) -> list[tuple[slice, slice, Cuts, Cuts
 
 def passed_on(x: Tensor, layout: "Layout") -> Tensor:
     """Give x to the next rank; what the one before gave."""
+    assert layout.cp is not None
     group = layout.cp.get_group()
     out, rank, ranks = torch.empty_like(x), group.rank(), group.size()
     send = dist.P2POp(dist.isend, x.contiguous(), group=group, group_peer=(rank + 1) % ranks)
