@@ -47,7 +47,7 @@ def with_fla(qkv: Tensor, decay: attention.Decay, layout: Layout) -> Tensor:
     from fla.ops.simple_gla import chunk_simple_gla
 
     q, k, v = torch.nn.functional.silu(qkv)[None].chunk(3, dim=-1)
-    gamma = -decay.slope_H11[:, 0, 0].float()
+    gamma = -decay.slope_H111.flatten().float()
     return chunk_simple_gla(q, k, v, g_gamma=gamma, scale=1.0, cu_seqlens=layout.cu_seqlens_device.long())[0][0]
 
 

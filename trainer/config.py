@@ -110,6 +110,9 @@ class ParallelConfig(Section):
     dp_replicate: int = Field(1, gt=0, description="copies of the sharded model (HSDP)")
     dp_shard: int = Field(0, ge=0, description="ranks that share out one model's weights (FSDP2); 0: all there are")
     cp: int = Field(1, gt=0, description="ranks that share one sequence's tokens (context parallelism)")
+    cp_attention: Literal["gather", "ring"] = Field(
+        "gather", description="how softmax layers see other ranks' keys: all gathered, or passed on (less memory)"
+    )
     ep: int = Field(1, gt=0, description="ranks, out of dp_shard x cp, that share out the experts")
 
 
@@ -179,6 +182,8 @@ class TrainConfig(Section):
     def _consistent(self) -> "TrainConfig":
         if self.compile and self.device == "cuda" and self.dtype != "bfloat16":
             raise ValueError(f"compile on cuda needs dtype bfloat16, not {self.dtype}: packed attention has no other")
+        if self.parallel.cp_attention == "ring" and self.device == "cuda" and self.dtype != "bfloat16":
+            raise ValueError(f"parallel.cp_attention ring on cuda needs dtype bfloat16, not {self.dtype}")
         if self.keep_every and self.keep_every % self.checkpoint_steps:
             raise ValueError(f"keep_every ({self.keep_every}) must be a multiple of checkpoint_steps")
         return self

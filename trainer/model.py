@@ -59,7 +59,7 @@ class LightningAttention(nn.Module):
 class SoftmaxAttention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, self.ring = config.head_dim, False
         self.q_proj = linear(config.hidden, config.heads * config.head_dim)
         self.k_proj = linear(config.hidden, config.kv_heads * config.head_dim)
         self.v_proj = linear(config.hidden, config.kv_heads * config.head_dim)
@@ -69,7 +69,7 @@ class SoftmaxAttention(nn.Module):
         q_THN, k_TKN, v_TKN = (
             proj(x_TD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out_THN = softmax_attention(rotate(q_THN, *rotary), rotate(k_TKN, *rotary), v_TKN, layout)
+        out_THN = softmax_attention(rotate(q_THN, *rotary), rotate(k_TKN, *rotary), v_TKN, layout, self.ring)
         return self.o_proj(out_THN.flatten(1))
 
 

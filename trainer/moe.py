@@ -38,11 +38,11 @@ class Permute(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, copies: int = 1) -> Tensor:
         ctx.save_for_backward(inverse)
         ctx.copies = copies
-        return x[order // copies]
+        return x.index_select(0, order // copies)  # `x[order // copies]` takes several times as long on the CPU
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = grad[ctx.saved_tensors[0]]
+        grad = grad.index_select(0, ctx.saved_tensors[0])
         return grad.unflatten(0, (-1, ctx.copies)).sum(1) if ctx.copies > 1 else grad, None, None, None
 
 

@@ -27,7 +27,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from dataprep.storage import UserError, explain_os_error
 from trainer.config import TrainConfig
-from trainer.model import Decoder, initialise
+from trainer.model import Decoder, SoftmaxAttention, initialise
 from trainer.moe import MoE
 from trainer.recompute import prepare
 
@@ -172,8 +172,10 @@ def shard(model: Decoder, config: TrainConfig, world: World) -> None:
     copies = config.parallel.dp_replicate > 1
     dense = world.dense if copies else world.dense["fsdp"]
     for layer in model.layers:
-        moe = layer.get_submodule("mlp")
+        attention, moe = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         assert isinstance(moe, MoE)
+        if isinstance(attention, SoftmaxAttention):
+            attention.ring = config.parallel.cp_attention == "ring"
         moe.peers = world.dense["fsdp"]
         if config.parallel.ep > 1:
             moe.ep = world.expert["ep"]
