@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataprep import python_installation
-from dataprep.config import Kind, SourceConfig
+from dataprep.config import Fields, Kind, SourceConfig
 from dataprep.storage import UserError, open_file
 from dataprep.streams import Unreadable, blocks, lines
 
@@ -64,17 +64,38 @@ class Rejected(Exception):
 
 
 def kind_of(path: str, source: SourceConfig) -> Kind:
-    """How to read a file. UserError where neither the source nor the file's suffix says."""
+    """How to read a file. ValueError where neither the source nor the file's suffix says."""
     if source.kind:
         return source.kind
     name = path.removesuffix(".gz").removesuffix(".zst")
     suffix = "." + name.rsplit("/", 1)[-1].rpartition(".")[2].lower()
     if suffix not in SUFFIXES:
-        raise UserError(
-            f"source {source.name!r}: {path} has none of the suffixes {' '.join(SUFFIXES)}; "
-            "set the source's `kind` or leave the file out with `exclude`"
-        )
+        raise ValueError(f"{path} has none of the suffixes {' '.join(SUFFIXES)}")
     return SUFFIXES[suffix]
+
+
+def named_records(key: str, path: str, text: str = "text") -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number, text, other fields) of every record in a file that a key of the configuration names.
+
+    Of a text file, every line that is not blank is one. UserError, naming the key, for the first that is not taken.
+    """
+    source = SourceConfig(name="named", paths=(path,), fields=Fields(text=text, id=None))
+    try:
+        kind = kind_of(path, source)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}; convert it or name another file") from None
+    try:
+        for found in read_records(path, source):
+            if isinstance(found, Bad):
+                where = f"{path}, record {found.record}"
+                raise UserError(f"{key}: {where}: {found.reason} ({found.detail}); mend or remove it")
+            if kind == "text":
+                lines = enumerate(found.text.decode().splitlines())
+                yield from ((number, line, {}) for number, line in lines if line.strip())
+            else:
+                yield found.record, found.text.decode(), json.loads(found.meta)
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error}); name a file") from None
 
 
 def read_records(path: str, source: SourceConfig) -> Iterator[Record | Bad]:

@@ -1,6 +1,5 @@
 """Training of the quality classifier: labelled rows in, a calibrated model with its metrics out. One thread."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,8 +10,7 @@ import xxhash
 
 from dataprep import metrics
 from dataprep.classifier import HEADS, RATINGS, Classifier, ClassifierConfig
-from dataprep.config import Fields, SourceConfig
-from dataprep.readers import Bad, read_records
+from dataprep.readers import named_records
 from dataprep.storage import UserError
 from kernels.classifier import FOLDING, train_epoch
 from kernels.words import mix, word_hashes
@@ -41,17 +39,11 @@ def read_rows(paths: list[str], config: ClassifierConfig) -> Iterator[Row]:
 
     UserError at the first row that cannot be read, or whose label is out of range.
     """
-    source = SourceConfig(name="labels", paths=tuple(paths), fields=Fields(text="text", id=None))
     for path in paths:
-        for found in read_records(path, source):
-            where = f"{path}, record {found.record}"
-            if isinstance(found, Bad):
-                raise UserError(f"{where}: {found.reason} ({found.detail}); mend or remove the row")
-            fields = json.loads(found.meta)
-            if labels := _labels(fields, config.scale, where):
-                text = found.text.decode()[: config.characters].encode()
+        for number, text, fields in named_records("classifier.labels", path):
+            if labels := _labels(fields, config.scale, f"{path}, record {number}"):
                 groups = {name: str(fields[name]) for name in GROUPS if fields.get(name) is not None}
-                yield Row(text, labels, groups, str(fields.get("group") or ""))
+                yield Row(text[: config.characters].encode(), labels, groups, str(fields.get("group") or ""))
 
 
 def _labels(fields: dict[str, Any], scale: float, where: str) -> dict[str, Any]:
@@ -64,19 +56,19 @@ def _labels(fields: dict[str, Any], scale: float, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: {name} is {value!r}; it must be a number from 0 to {scale:g} (classifier.scale)")
         labels[name] = value / scale
     if (value := fields.get("label")) is not None:
-        number = isinstance(value, int | float) and 0 <= value <= 1
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
         if not number and not (isinstance(value, str) and value in LABELS):
             raise UserError(f"{where}: label is {value!r}; it must be good or bad, or a number from 0 to 1")
         labels["quality"] = LABELS[value] if isinstance(value, str) else float(value)
     if (value := fields.get("domain")) is not None:
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value.strip():
             raise UserError(f"{where}: domain is {value!r}; it must be a name")
         labels["domain"] = value
     return labels
 
 
 def train(rows: Iterable[Row], config: ClassifierConfig) -> Classifier:
-    """A classifier with every head that has labels. UserError where there are too few rows to train and test."""
+    """A classifier with every head that has labels. UserError where these are too few, or all the same."""
     rows = sorted(rows, key=lambda row: (row.unit, row.text, sorted(row.labels.items())))  # any order of files will do
     heads = tuple(name for name in HEADS if any(name in row.labels for row in rows))
     domains = tuple(sorted({row.labels["domain"] for row in rows if "domain" in row.labels}))
@@ -85,14 +77,10 @@ def train(rows: Iterable[Row], config: ClassifierConfig) -> Classifier:
         raise UserError("no row bears a label: knowledge, helpfulness, label, or domain with two or more names")
     targets = _targets(rows, heads, domains)
     part = _parts(rows, config)
-    for k, name in enumerate((*heads, *domains[:1])):
-        counts = np.bincount(part[~np.isnan(targets[:, k])], minlength=3).tolist()
-        if min(counts) < 2:
-            what = "domain" if k >= len(heads) else name
-            raise UserError(
-                f"{what} has {sum(counts)} labelled rows, {counts[TRAIN]} to train, {counts[CALIBRATE]} to calibrate "
-                f"and {counts[TEST]} to test on: too few; label more, or raise classifier.held_out"
-            )
+    for k, name in enumerate(heads):
+        _check_labels(name, targets[:, k : k + 1], part)
+    if domains:
+        _check_labels("domain", targets[:, len(heads) :], part)
     offsets = np.concatenate([[0], np.cumsum([len(row.text) for row in rows])]).astype(np.int64)
     words, offsets = word_hashes(np.frombuffer(b"".join(row.text for row in rows), np.uint8), offsets, FOLDING)
     embeddings, weights, bias = _descend(words, offsets, targets, np.flatnonzero(part == TRAIN), len(heads), config)
@@ -119,6 +107,22 @@ def _targets(rows: list[Row], heads: tuple[str, ...], domains: tuple[str, ...]) 
         if domains and "domain" in row.labels:
             targets[r, len(heads) :] = [row.labels["domain"] == name for name in domains]
     return targets
+
+
+def _check_labels(head: str, targets: np.ndarray, part: np.ndarray) -> None:
+    """UserError where the labels of a head are too few, or tell nothing apart."""
+    there = ~np.isnan(targets[:, 0])
+    counts = np.bincount(part[there], minlength=3).tolist()
+    if min(counts) < 2:
+        raise UserError(
+            f"{head} has {sum(counts)} labelled rows, {counts[TRAIN]} to train, {counts[CALIBRATE]} to calibrate "
+            f"and {counts[TEST]} to test on: too few; label more, or raise classifier.held_out"
+        )
+    if len(np.unique(targets[there & (part == TRAIN)], axis=0)) < 2:
+        raise UserError(
+            f"{head}: all {counts[TRAIN]} rows to train on bear the same label, so there is nothing to tell apart; "
+            "label texts of the other kind too, or leave that field out"
+        )
 
 
 def _hash(rows: list[Row], seed: int) -> np.ndarray:

@@ -34,7 +34,7 @@ def signals(engine: Engine, config: Config) -> list[Commit]:
         "cld2": pycld2.__version__,
     }
     about["decontaminate"] = section.decontaminate.model_dump(mode="json", exclude={"threshold", "action"})
-    files = {f"evaluation {name}": s.path for name, s in section.decontaminate.sets.items()}
+    files = {f"decontaminate.sets.{name}": s.path for name, s in section.decontaminate.sets.items()}
     files |= {name: path for name in ("bad_words", "classifier") if (path := getattr(section, name))}
     inputs = {name: _content(name, path) for name, path in files.items()}
     decontaminate.load.cache_clear()  # by an earlier run in this process, of files that may have changed
@@ -50,7 +50,7 @@ def _content(name: str, path: str) -> str:
     try:
         return storage.fingerprint(storage.xxhash.xxh3_128_hexdigest(storage.read_bytes(path)))
     except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"quality: {name}: {path} cannot be read ({error}); name a file") from None
+        raise UserError(f"quality.{name}: {path} cannot be read ({error}); name a file") from None
 
 
 def _report(index: decontaminate.Index) -> None:

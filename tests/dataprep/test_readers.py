@@ -360,7 +360,7 @@ def test_failing_disk_is_not_taken_for_a_damaged_file(tmp_path):
 def test_kind_by_suffix():
     assert [kind_of(p, source()) for p in ("a.b/c.JSONL.gz", "x.parquet", "x.txt.zst")] == ["jsonl", "parquet", "text"]
     for unknown in ("a.jsonl/data", "x.csv"):
-        with pytest.raises(UserError, match="kind"):
+        with pytest.raises(ValueError, match="none of the suffixes .jsonl"):
             kind_of(unknown, source())
 
 
