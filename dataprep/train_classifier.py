@@ -125,14 +125,11 @@ def _check_labels(head: str, targets: np.ndarray, part: np.ndarray) -> None:
         )
 
 
-def _hash(rows: list[Row], seed: int) -> np.ndarray:
-    keys = (row.unit.encode() or row.text for row in rows)
-    return np.fromiter((xxhash.xxh3_64_intdigest(key, seed % 2**64) for key in keys), np.uint64, len(rows))
-
-
 def _parts(rows: list[Row], config: ClassifierConfig) -> np.ndarray:
     """TRAIN, CALIBRATE or TEST for each row, by the hash of its unit."""
-    place = mix(_hash(rows, config.seed)) / 2.0**64
+    keys = (row.unit.encode() or row.text for row in rows)
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(key, config.seed % 2**64) for key in keys), np.uint64, len(rows))
+    place = mix(hashes) / 2.0**64
     return np.where(place >= config.held_out, TRAIN, np.where(place >= config.held_out / 2, CALIBRATE, TEST))
 
 

@@ -78,9 +78,7 @@ def sample_partition(out: Attempt, path: str, quality_path: str, config: LabelsC
 
 
 def draw(path: str, quality_path: str, config: LabelsConfig) -> pa.Table:
-    return labels.sample(
-        read_table(path, ["doc", "source", "text", "content_hash"]), read_table(quality_path), config
-    )
+    return labels.sample(read_table(path, ["doc", "source", "text", "content_hash"]), read_table(quality_path), config)
 
 
 def step(config: LabelsConfig) -> Step:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from dataprep import readers
 from dataprep.config import SourceConfig
 from dataprep.readers import Bad, Record, kind_of, read_records
-from dataprep.storage import UserError
 from dataprep.streams import lines
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(lambda t: not t.isspace())
@@ -363,7 +362,7 @@ def test_failing_disk_is_not_taken_for_a_damaged_file(tmp_path):
 def test_kind_by_suffix():
     assert [kind_of(p, source()) for p in ("a.b/c.JSONL.gz", "x.parquet", "x.txt.zst")] == ["jsonl", "parquet", "text"]
     for unknown in ("a.jsonl/data", "x.csv"):
-        with pytest.raises(ValueError, match="none of the suffixes .jsonl"):
+        with pytest.raises(ValueError, match="none of the suffixes"):
             kind_of(unknown, source())
 
 

@@ -285,7 +285,7 @@ def test_a_dry_run_estimates_and_asks_nothing(folder, capsys, tmp_path):
     before = tree(folder / "root")
     estimates = []
     for per_stratum in (20, 19):  # the latter's sample is nowhere
-        with Endpoint() as server, pytest.raises(DryRunEnd, match="^labels$"):
+        with Endpoint() as server, pytest.raises(DryRunEnd, match=r"^labels$"):
             prices = {"price_input": 1, "price_output": 2}
             run(folder, server, "dry", dry_run=True, per_stratum=per_stratum, key_variable="NOT_THERE", **prices)
         shown = capsys.readouterr().err
@@ -293,7 +293,7 @@ def test_a_dry_run_estimates_and_asks_nothing(folder, capsys, tmp_path):
         estimates.append(int(re.search(r"([\d,]+) documents sampled", shown)[1]))
     assert estimates[0] > estimates[1] > 30
     small.write_corpus(tmp_path / "in", files=1, documents=3)
-    with Endpoint() as server, pytest.raises(DryRunEnd, match="^corpus$"):
+    with Endpoint() as server, pytest.raises(DryRunEnd, match=r"^corpus$"):
         run(tmp_path, server, "dry", dry_run=True)
     assert "would cost can be told after: python jobs/quality.py my.yaml" in capsys.readouterr().err
     assert not (tmp_path / "root").exists()
