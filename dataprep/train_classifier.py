@@ -121,7 +121,7 @@ def _check_labels(head: str, targets: np.ndarray, part: np.ndarray) -> None:
     if len(np.unique(targets[there & (part == TRAIN)], axis=0)) < 2:
         raise UserError(
             f"{head}: all {counts[TRAIN]} rows to train on bear the same label, so there is nothing to tell apart; "
-            "label texts of the other kind too, or leave that field out"
+            "label texts of the other kind too, or train on rows without it"
         )
 
 
