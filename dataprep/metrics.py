@@ -1,9 +1,15 @@
 """How well scores agree with labels: AUC, Spearman's rank correlation and the expected calibration error."""
 
 import numpy as np
-from scipy.stats import rankdata
 
 BINS = 10
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """float64 ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
@@ -12,12 +18,12 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     no = len(positive) - yes
     if not yes or not no:
         return None
-    return float((rankdata(scores)[positive].sum() - yes * (yes + 1) / 2) / (yes * no))
+    return float((ranks(scores)[positive].sum() - yes * (yes + 1) / 2) / (yes * no))
 
 
 def spearman(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """The correlation of the ranks; None where scores or labels are all the same."""
-    a, b = (rankdata(x) - (len(x) + 1) / 2 for x in (scores, labels))
+    a, b = (ranks(x) - (len(x) + 1) / 2 for x in (scores, labels))
     size = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum() / size) if size else None
 

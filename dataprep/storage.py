@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -177,6 +177,22 @@ def ensure_json(path: str, value: Any) -> None:
         there = None
     if there is None or canonical_json(there) != canonical_json(value):
         write_json(path, value)
+
+
+def add_up(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of several aggregates: mappings of counts, or of such mappings, key by key."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        _add(total, part)
+    return total
+
+
+def _add(total: dict[str, Any], part: Mapping[str, Any]) -> None:
+    for key, value in part.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(key, {}), value)
+        else:
+            total[key] = total.get(key, 0) + value
 
 
 def fingerprint(value: Any) -> str:

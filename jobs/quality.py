@@ -72,7 +72,7 @@ def measure_partition(out: Attempt, path: str, config: QualityConfig) -> dict:
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring verdicts up to date: one commit per corpus partition. Tiers by quantile depend on all scores."""
     measured = signals(engine, config)
-    limits = quality.cuts(quality.add_histograms(c.aggregates["scores"] for c in measured), config.quality)
+    limits = quality.cuts(storage.add_up(c.aggregates["scores"] for c in measured), config.quality)
     tasks = []
     for p, commit in zip(corpus.partitions(engine, config), measured, strict=True):
         mine = {s: {l: limits[s][l] for l in languages} for s, languages in commit.aggregates["scores"].items()}
