@@ -40,9 +40,7 @@ def done(tmp_path_factory) -> Path:
     """A finished run up to packed shards. Tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("done")
     small.write_corpus(folder / "in")
-    small.write_model(folder / "model.safetensors")
-    document = json.loads((folder / "in/02.jsonl").read_text().splitlines()[10])
-    (folder / "quiz.jsonl").write_text(json.dumps({"text": document["text"].upper()}))
+    small.write_quality_files(folder)
     run(folder, **settings(folder))
     return folder
 
