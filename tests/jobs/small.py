@@ -41,8 +41,8 @@ def file_content(rng: random.Random, documents: int, number: int) -> str:
 
 
 def write_quality_files(folder: Path) -> None:
-    """`model.safetensors`, a classifier whose head `quality` tells texts with many an `n` from others, and `quiz.jsonl`,
-    an evaluation set of one document of the corpus in `in`."""
+    """`model.safetensors`: a classifier whose head `quality` tells texts with many an `n` from others.
+    `quiz.jsonl`: an evaluation set of one document of the corpus in `in`."""
     document = json.loads((folder / "in/02.jsonl").read_text().splitlines()[10])
     (folder / "quiz.jsonl").write_text(json.dumps({"text": document["text"].upper()}))
     rng = random.Random("model")
