@@ -74,11 +74,11 @@ def train(rows: Iterable[Row], config: ClassifierConfig) -> Classifier:
     domains = tuple(sorted({row.labels["domain"] for row in rows if "domain" in row.labels}))
     domains = domains if len(domains) > 1 else ()
     if not heads and not domains:
-        raise UserError("no row bears a label: knowledge, helpfulness, label, or domain with two or more names")
+        raise UserError("classifier.labels: no row bears a label: knowledge, helpfulness, label, or domain with two or more names")
     targets = _targets(rows, heads, domains)
     part = _parts(rows, config)
     for k, name in enumerate(heads):
-        _check_labels(name, targets[:, k : k + 1], part)
+        _check_labels("label" if name == "quality" else name, targets[:, k : k + 1], part)
     if domains:
         _check_labels("domain", targets[:, len(heads) :], part)
     offsets = np.concatenate([[0], np.cumsum([len(row.text) for row in rows])]).astype(np.int64)
@@ -109,18 +109,18 @@ def _targets(rows: list[Row], heads: tuple[str, ...], domains: tuple[str, ...]) 
     return targets
 
 
-def _check_labels(head: str, targets: np.ndarray, part: np.ndarray) -> None:
-    """UserError where the labels of a head are too few, or tell nothing apart."""
+def _check_labels(field: str, targets: np.ndarray, part: np.ndarray) -> None:
+    """UserError where a field's labels are too few, or tell nothing apart."""
     there = ~np.isnan(targets[:, 0])
     counts = np.bincount(part[there], minlength=3).tolist()
     if min(counts) < 2:
         raise UserError(
-            f"{head} has {sum(counts)} labelled rows, {counts[TRAIN]} to train, {counts[CALIBRATE]} to calibrate "
+            f"{field} has {sum(counts)} labelled rows, {counts[TRAIN]} to train, {counts[CALIBRATE]} to calibrate "
             f"and {counts[TEST]} to test on: too few; label more, or raise classifier.held_out"
         )
     if len(np.unique(targets[there & (part == TRAIN)], axis=0)) < 2:
         raise UserError(
-            f"{head}: all {counts[TRAIN]} rows to train on bear the same label, so there is nothing to tell apart; "
+            f"{field}: all {counts[TRAIN]} rows to train on bear the same label, so there is nothing to tell apart; "
             "label texts of the other kind too, or train on rows without it"
         )
 

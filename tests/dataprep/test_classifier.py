@@ -156,7 +156,7 @@ def test_too_little_to_learn_from(labelled):
         train(some[:5], CONFIG)
     for labels in ({"quality": 1.0}, {"knowledge": 0.4, "domain": "law"}):
         alike = [dataclasses.replace(row, labels=labels) for row in some]
-        with pytest.raises(UserError, match=r"(quality|knowledge): all \d+ rows to train on bear the same label"):
+        with pytest.raises(UserError, match=r"(label|knowledge): all \d+ rows to train on bear the same label"):
             train(alike, CONFIG)
     with pytest.raises(UserError, match=r"training diverged: .*lower rate"):
         train(some, CONFIG.model_copy(update={"rate": 1e30}))
