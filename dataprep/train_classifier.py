@@ -74,7 +74,9 @@ def train(rows: Iterable[Row], config: ClassifierConfig) -> Classifier:
     domains = tuple(sorted({row.labels["domain"] for row in rows if "domain" in row.labels}))
     domains = domains if len(domains) > 1 else ()
     if not heads and not domains:
-        raise UserError("classifier.labels: no row bears a label: knowledge, helpfulness, label, or domain with two or more names")
+        raise UserError(
+            "classifier.labels: no row bears a label: knowledge, helpfulness, label, or domain with two or more names"
+        )
     targets = _targets(rows, heads, domains)
     part = _parts(rows, config)
     for k, name in enumerate(heads):
