@@ -143,7 +143,11 @@ def _source_inputs(source: SourceConfig) -> list[InputFile]:
 
 
 def _input(label: str, path: str, source: SourceConfig) -> InputFile:
-    readers.kind_of(path, source)  # a file that nobody can read is an error now, not later in a task
+    try:
+        readers.kind_of(path, source)  # a file that nobody can read is an error now, not later in a task
+    except ValueError as error:
+        todo = "set the source's `kind` or leave the file out with `exclude`"
+        raise UserError(f"source {source.name!r}: {error}; {todo}") from None
     with _named(source, f"cannot read {path!r}", path, "mend it or `exclude` it"):
         path.encode()
         size, version = inspect(path)

@@ -4,19 +4,18 @@ if not __package__:  # run as a script
     import _script  # noqa: F401
 
 import argparse
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from dataprep import manifest
 from dataprep.config import CorpusConfig, SourceConfig
 from dataprep.corpus import build_group
-from dataprep.storage import Attempt, Commit, UserError, fingerprint, join
+from dataprep.storage import Attempt, Commit, UserError, add_up, fingerprint, join
 from jobs.config import Config
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
-VERSION = 2
+VERSION = 3
 NOT_CONTENT = {"paths", "include", "exclude", "max_bytes"}  # keys that choose files, not what a file becomes
 
 
@@ -88,14 +87,7 @@ def partitions(engine: Engine, config: Config) -> list[Partition]:
 
 def totals(commits: list[Commit], name: str) -> dict[str, Any]:
     """An aggregate {source: count} or {source: {reason: count}} summed over commits."""
-    result: dict[str, Any] = {}
-    for commit in commits:
-        for source, value in commit.aggregates[name].items():
-            if isinstance(value, dict):
-                result[source] = dict(Counter(result.get(source, {})) + Counter(value))
-            else:
-                result[source] = result.get(source, 0) + value
-    return dict(sorted(result.items()))
+    return dict(sorted(add_up(commit.aggregates[name] for commit in commits).items()))
 
 
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ def done(tmp_path_factory) -> Path:
     """A corpus and the pipeline run over it with two CPUs."""
     folder = tmp_path_factory.mktemp("pipeline")
     small.write_corpus(folder / "in")
+    small.write_quality_files(folder)
     finish(command(folder, folder / "root", "pipeline", 2))
     return folder
 
