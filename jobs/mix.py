@@ -31,8 +31,8 @@ from mixer.plan import Plan
 from mixer.planner import make_plan
 from mixer.shards import StageInfo
 
-VERSION = 4
-PLAN_VERSION = 3
+VERSION = 5
+PLAN_VERSION = 4
 PRESET_KEYS = ("preset", "scale", "context_scale", "long_qa")  # the stages say all that they stand for
 LATEST = "latest"  # what --diff compares with if no file is named
 BEAT_SECONDS = 5.0

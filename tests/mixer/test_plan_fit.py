@@ -8,12 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mixer import portable
+from mixer.config import CLASSES
 from mixer.feasible import nearest
 from mixer.fit import fit, objective
 from mixer.planner import make_plan
 from mixer.problem import Problem
 from tests.mixer.corpus import config
-from tests.mixer.recipes import inventory, problem_of, recipes
+from tests.mixer.recipes import full_size, inventory, problem_of, recipes
 
 
 @given(st.floats(-690, 690), st.floats(1e-290, 1e290))
@@ -104,3 +105,35 @@ def test_copies_asked_for_are_met_where_the_budget_is_the_sum_of_them():
     after = {c.tier: c.copies_after for c in plan.stages[1].cells}
     assert after == pytest.approx({"high": 2.5, "medium": 1.5, "low": 0.5}, abs=2e-3)
     assert plan.limits == ()
+
+
+def curriculum(tokens: float, sources: int):
+    """Weights far from how the sources come, and class shares that their documents do not have."""
+    sums, rng = full_size(tokens, sources), np.random.default_rng(0)
+
+    def weights():
+        parts = rng.lognormal(0, 0.5, sources) * [
+            sum(c["tokens"] for c in sums["cells"] if c["source"] == f"source-{j:03d}") for j in range(sources)
+        ]
+        return {f"source-{j:03d}": part for j, part in enumerate((parts / parts.sum()).tolist())}
+
+    extension = [(0.03, (0.3, 0.7, 0.0)), (0.003, (0.35, 0.35, 0.3)), (0.0025, (0.3, 0.3, 0.4))]
+    stages = [{"tokens": int(part * tokens), "shares": dict(zip(CLASSES, s, strict=True))} for part, s in extension]
+    mix = config(*({"tokens": int(1.2 * tokens)}, *stages), tiers={"high": {"copies": 3}})
+    return problem_of(sums, mix.model_copy(update={"stages": [
+        stage.model_copy(update={"source_weights": weights()}) for stage in mix.stages
+    ]}))  # fmt: skip
+
+
+def test_source_weights_are_not_given_up_for_tiers_and_classes_that_nobody_asked_of_a_source(monkeypatch):
+    """Tokens at the wrong source, in percent of the worst stage; the copies of each tier are the same either way."""
+    p = curriculum(1e12, 12)
+    wrong, copies = [], []
+    for asking in (1 / 64, 1 / 4):
+        monkeypatch.setattr("mixer.fit.ASKING", asking)
+        x = fit(p).x
+        by_source = np.array([np.bincount(p.source, row, 12) for row in x]) / p.tokens[:, None]
+        wrong.append(50 * np.abs(by_source - p.shares).sum(axis=1).max())
+        copies.append([x[:, p.copies == n].sum() / p.usable[0, p.copies == n].sum() for n in (1, 3)])
+    assert wrong[0] < 0.5 and wrong[1] > 2.5
+    assert copies[0] == pytest.approx(copies[1], rel=0.005)
