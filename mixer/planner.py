@@ -67,10 +67,8 @@ def make_plan(inventory: dict[str, Any], config: MixConfig) -> Plan:
     stage_plans = [StagePlan(**values) for values in stages]
     held_out = StagePlan(**_plan_held_out([cell for cell in everything if cell["held_out"]], config))
     return Plan(
-        seed=config.seed,
+        config=config.recipe,
         sources=tuple(sources),
-        thresholds=config.thresholds.model_dump(),
-        tiers={name: tier.model_dump() for name, tier in config.tiers.items()},
         stages=tuple(stage_plans),
         held_out=held_out,
         limits=tuple(_limits(problem, fitted, cells)),
