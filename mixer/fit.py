@@ -22,7 +22,7 @@ from mixer.problem import Problem
 # is asked. At 1/4 it cost stages with class shares 3 % of their tokens at the wrong source; at 1/64, a quarter of a
 # percent, with tier copies the same (test_plan_fit.py). Smaller still is slower: the sweeps go as its inverse.
 ASKING, AS_THEY_COME = 1 / 64, 1.0
-SWEEPS, TOLERANCE = 10_000, 1e-9
+SWEEPS, TOLERANCE = 4_000, 1e-9
 TINY = 1e-300
 
 

@@ -77,12 +77,10 @@ def test_the_price_of_a_class_share_is_what_moving_tokens_costs():
     p = example()
     found = fit(p)
     short, long = (n for n, g in enumerate(p.groups) if g.stage == 1 and g.length_class in ("short", "long"))
-    moved = p.targets.astype(float)
-    moved[short] -= 5
-    moved[long] += 5
-    targets = p.targets.copy()
-    targets[short], targets[long] = targets[short] - 5, targets[long] + 5
-    other = p.with_targets(targets)
+    groups = list(p.groups)
+    for g, more in ((short, -5), (long, 5)):
+        groups[g] = dataclasses.replace(groups[g], target=groups[g].target + more)
+    other = dataclasses.replace(p, groups=tuple(groups))
     cost = objective(other, fit(other).x) - objective(p, found.x)
     assert cost == pytest.approx(5 * (found.group_price[long] - found.group_price[short]), rel=0.05)
 
