@@ -4,7 +4,6 @@ if not __package__:  # run as a script
     import _script  # noqa: F401
 
 import argparse
-import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -56,10 +55,9 @@ class StageLog:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that packing needs: the plan, where it lies, the stages (held-out first), the partitions to draw from."""
+    """All that packing needs: the plan and its commit, the stages (held-out first), the partitions to draw from."""
 
     plan: Plan
-    directory: str
     commit: Commit
     stages: list[StageLog]
     draws: list[Task]
@@ -132,8 +130,8 @@ def prepare(engine: Engine, config: Config) -> Prepared:
         storage.ensure_json(storage.join(engine.root, "latest", "vocabulary.json"), used)
     stages = []
     for stage in (plan.held_out, *plan.stages):
-        info = plan.stage_info(stage.name, coder.vocab_size, coder.eos, tokenizer_print, "heartbeat.json")
-        info = dataclasses.replace(info, plan=fingerprint, compression=config.mix.compression)
+        shards_as = {"plan": fingerprint, "compression": config.mix.compression}
+        info = plan.stage_info(stage.name, coder.vocab_size, coder.eos, tokenizer=tokenizer_print, **shards_as)
         about = {"plan": fingerprint, "stage": stage.name, "compression": info.compression}
         pack_step = Step(f"pack-{stage.name}", VERSION, about)
         directory = pack_step.directory(engine.root)
@@ -151,7 +149,7 @@ def prepare(engine: Engine, config: Config) -> Prepared:
         )
         for i, t in zip(inventories, ids, strict=True)
     ]
-    return Prepared(plan, commit.directory, commit, stages, draws)
+    return Prepared(plan, commit, stages, draws)
 
 
 def plan_all(out: Attempt, inventories: list[tuple[str, str]], mix: MixConfig) -> dict:

@@ -137,26 +137,15 @@ class Plan:
     def fingerprint(self) -> str:
         return fingerprint(self.to_json())
 
-    def stage_info(self, name: str, vocab_size: int, eos: int, tokenizer: str, heartbeat: str) -> StageInfo:
-        """What stage.json says of a stage; tokenizer: its fingerprint."""
+    def stage_info(self, name: str, vocab_size: int, eos: int, **rest: Any) -> StageInfo:
+        """What stage.json says of a stage. rest: the fingerprints `tokenizer` and `plan`, `compression`."""
         stage = self.stage(name)
-        return StageInfo(
-            stage=stage.name,
-            index=stage.index,
-            context=stage.context,
-            rope_base=stage.rope_base,
-            tokens=stage.tokens,
-            vocab_size=vocab_size,
-            eos=eos,
-            token_dtype="uint16" if vocab_size <= 1 << 16 else "uint32",
-            sources=self.sources,
-            tiers=TIERS,
-            classes=CLASSES,
-            tokenizer=tokenizer,
-            plan=self.fingerprint,
-            shards=stage.shards,
-            heartbeat=heartbeat,
-        )
+        same: dict[str, Any] = {
+            key: getattr(stage, key) for key in ("index", "context", "rope_base", "tokens", "shards")
+        }
+        dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+        names: dict[str, Any] = {"sources": self.sources, "tiers": TIERS, "classes": CLASSES}
+        return StageInfo(stage=name, vocab_size=vocab_size, eos=eos, token_dtype=dtype, **same, **names, **rest)
 
 
 def _stage_from_json(value: dict[str, Any]) -> StagePlan:

@@ -29,7 +29,7 @@ def many_documents(seed: int = 0):
 def pack(parts, inventories, plan: Plan, stage: StagePlan):
     """(context, segments of the whole stage in training order, numbered on from window to window)."""
     items = drawn(parts, inventories, plan, stage.name)
-    info = plan.stage_info(stage.name, 251, 0, "", "")
+    info = plan.stage_info(stage.name, 251, 0, tokenizer="", plan="")
     rows, segments = 0, []
     for window in range(stage.shards):
         packed = pack_window(items.filter(pc.equal(items["window"], window)), info, stage.long_documents, plan.seed)
