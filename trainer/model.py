@@ -18,10 +18,10 @@ from trainer.attention import (
     decay,
     lightning_attention,
     rotary_angles,
-    rotate,
     softmax_attention,
 )
 from trainer.config import ModelConfig
+from trainer.fused import gated_norm, rotate_both
 from trainer.loss import head_loss
 from trainer.moe import MoE, Routing
 
@@ -53,7 +53,8 @@ class LightningAttention(nn.Module):
     def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
         powers = decay(self.heads, self.layer, self.layers, self.block, x_TD.device, x_TD.dtype)
         out_THN = lightning_attention(self.qkv_proj(x_TD).unflatten(-1, (self.heads, -1)), powers, layout)
-        return self.out_proj(self.norm(out_THN.flatten(1)) * self.output_gate(x_TD).sigmoid())
+        gate_TX = self.output_gate(x_TD)
+        return self.out_proj(gated_norm(out_THN.flatten(1), gate_TX, self.norm.weight, self.norm.eps))
 
 
 class SoftmaxAttention(nn.Module):
@@ -69,7 +70,7 @@ class SoftmaxAttention(nn.Module):
         q_THN, k_TKN, v_TKN = (
             proj(x_TD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out_THN = softmax_attention(rotate(q_THN, *rotary), rotate(k_TKN, *rotary), v_TKN, layout)
+        out_THN = softmax_attention(*rotate_both(q_THN, k_TKN, *rotary), v_TKN, layout)
         return self.o_proj(out_THN.flatten(1))
 
 

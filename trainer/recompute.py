@@ -18,6 +18,7 @@ COSTLY = (
     *ROUTING,
     "aten::mm",
     "trivium::grouped_linear",
+    "trivium::swiglu_linear",
     "trivium::lightning_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention",
