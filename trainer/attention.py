@@ -137,30 +137,27 @@ class Decay:
     slope_H11: Tensor  # float64
 
 
-def slopes(heads: int, layer: int, layers: int, device: torch.device | None = None) -> Tensor:
+def slopes(heads: int, layer: int, layers: int) -> Tensor:
     """Decay per token of each head in one layer (0-based, softmax layers counted), float64 (H)."""
-    head = torch.arange(1, heads + 1, dtype=torch.float64, device=device)
+    head = torch.arange(1, heads + 1, dtype=torch.float64)
     return 2.0 ** (-8.0 * head / heads) * (1 - layer / (layers - 1 + 1e-5) + 1e-5)
 
 
 @functools.cache
 def decay(heads: int, layer: int, layers: int, block: int, device: torch.device, dtype: torch.dtype) -> Decay:
-    """A layer's `Decay`, kept in float32 or better whatever the activations are.
-
-    All of it is made on the device: torch.compile looks through the cache, and a copy from the host would wait.
-    """
-    s_H11 = slopes(heads, layer, layers, device)[:, None, None]
-    i = torch.arange(block, dtype=torch.float64, device=device)
-    g = torch.arange(SCAN + 1, dtype=torch.float64, device=device)
+    """A layer's `Decay`, kept in float32 or better whatever the activations are."""
+    s_H11 = slopes(heads, layer, layers)[:, None, None]
+    i = torch.arange(block, dtype=torch.float64)
+    g = torch.arange(SCAN + 1, dtype=torch.float64)
 
     def triangle(n: Tensor, unit: int) -> Tensor:
         return torch.exp(-s_H11 * unit * (n[:, None] - n).clamp(min=0)).tril()
 
     def put(power: Tensor) -> Tensor:
-        return power.to(at_least_float32(dtype))
+        return power.to(device, at_least_float32(dtype))
 
     query, key = torch.exp(-s_H11 * (i[:, None] + 1)), torch.exp(-s_H11 * (block - 1 - i[:, None]))
-    return Decay(put(triangle(i, 1)), put(query), put(key), put(triangle(g, block)), s_H11)
+    return Decay(put(triangle(i, 1)), put(query), put(key), put(triangle(g, block)), s_H11.to(device))
 
 
 def lightning_attention(qkv_TH3N: Tensor, decay: Decay, layout: Layout) -> Tensor:
