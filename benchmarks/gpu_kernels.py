@@ -154,7 +154,7 @@ def with_fla(machine: Machine, sequences: int, tokens: int, heads: int) -> Calla
 def lightning(machine: Machine) -> dict[str, float]:
     figures: dict[str, float] = {}
     rate = machine.copied_per_ms()
-    for name, (sequences, tokens, heads) in SHAPES.items() if machine.real else {"lightning_b2_ms": (2, 80, 1)}.items():
+    for name, (sequences, tokens, heads) in SHAPES.items() if machine.real else {"lightning_b2_ms": (2, 40, 1)}.items():
         figures[name] = machine.milliseconds(ours(machine, [i * tokens for i in range(sequences + 1)], heads))
         # q, k, v, o of the forward pass; q, k, v, do and three gradients of the backward pass: each once
         floor = 11 * 2 * sequences * tokens * heads * machine.head / rate
@@ -167,7 +167,7 @@ def lightning(machine: Machine) -> dict[str, float]:
             figures["vs_fla_kernel"] = min(figures.get("vs_fla_kernel", ratio), ratio)
             line += f", fla {theirs:.2f} ({ratio:.2f} times ours)"
         print(line)
-    tokens, heads = (32768, 16) if machine.real else (100, 1)
+    tokens, heads = (32768, 16) if machine.real else (50, 1)
     one = machine.milliseconds(ours(machine, [0, tokens], heads))
     packed = machine.milliseconds(ours(machine, document_ends(tokens), heads))
     print(f"  {tokens:,} tokens in one document {one:.2f} ms, packed {packed:.2f} ms")
@@ -178,7 +178,7 @@ def variants(machine: Machine) -> dict[str, float]:
     """Forward and backward at the first shape; the module's constants as they are come first."""
     usual = tuple(getattr(kernel, name) for name in NAMES)
     figures: dict[str, float] = {}
-    sequences, tokens, heads = SHAPES["lightning_b2_ms"] if machine.real else (1, 80, 1)
+    sequences, tokens, heads = SHAPES["lightning_b2_ms"] if machine.real else (1, 40, 1)
     try:
         for variant in dict.fromkeys([usual, *VARIANTS]) if machine.real else [usual]:
             for name, value in zip(NAMES, variant, strict=True):
