@@ -1,4 +1,4 @@
-"""A rehearsal of benchmarks.gpu without a GPU: every section runs through, so that none fails in a GPU's first minute."""
+"""A rehearsal of benchmarks.gpu without a GPU: every section runs through, so that none fails in a GPU's first run."""
 
 import json
 import os
