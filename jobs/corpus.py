@@ -46,7 +46,7 @@ def build(engine: Engine, config: Config) -> list[Commit]:
             f"{inside[0]} of source {inputs[0].source} lies in the outputs' root {engine.root}; keep them apart"
         )
     entries, active = manifest.update(before, inputs, corpus.group_mb * 1e6)
-    if entries != before and not engine.dry_run:
+    if not engine.dry_run:
         manifest.save(path, entries)
     tasks = []
     for number, members in sorted(manifest.groups(active).items()):

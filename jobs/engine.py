@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -354,6 +355,8 @@ class Engine:
                         logging_level=logging.ERROR,
                     )
             self._started_ray = True
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a stack trace
         return ray
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from dataprep import storage
-from dataprep.storage import Attempt
+from dataprep.storage import Attempt, UserError
 
 if TYPE_CHECKING:
     from jobs.engine import Engine, Task
@@ -64,20 +65,34 @@ def write_slices(attempt: Attempt, table: pa.Table, ranges: np.ndarray, stride: 
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.ipc.new_file(path, schema, options=options) as writer:
             for piece in pieces:
-                writer.write_batch(piece.to_batches()[0])
+                batch = piece.to_batches()[0]
+                writer.write_batch(batch, custom_metadata={"xxh3": checksum(batch)})
     return {"rows": len(order)}
 
 
+def checksum(batch: pa.RecordBatch) -> str:
+    """The xxh3-64 of a batch's values, as they are serialized: the same before and after a file."""
+    return xxhash.xxh3_64_hexdigest(batch.replace_schema_metadata(None).serialize())
+
+
 def read_slices(paths: Sequence[str], coarse: int) -> pa.Table:
-    """The rows of one slice from many files, in the files' order."""
+    """The rows of one slice from many files, in the files' order. UserError where one is not what was written."""
     batches, schema = [], None
     for path in paths:
-        with storage.arrow_file(path) as file:
-            reader = pa.ipc.open_file(file)
-            schema = reader.schema
-            slices = json.loads(schema.metadata[b"slices"])
-            if coarse in slices:
-                batches.append(reader.get_batch(slices.index(coarse)))
+        try:
+            with storage.arrow_file(path) as file:
+                reader = pa.ipc.open_file(file)
+                schema = reader.schema
+                slices = json.loads(schema.metadata[b"slices"])
+                if coarse in slices:
+                    batch, metadata = reader.get_batch_with_custom_metadata(slices.index(coarse))
+                    if checksum(batch) != metadata["xxh3"].decode():
+                        raise ValueError("its checksum differs")
+                    batches.append(batch)
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError) as error:  # what Arrow raises for bytes that are none of its own
+            raise UserError(f"{path} is damaged: {error}; remove it and run the same command again") from None
     if schema is None:
         raise ValueError("an exchange without partitions has no rows and no schema")
     return pa.Table.from_batches([b.replace_schema_metadata(None) for b in batches], schema.remove_metadata())

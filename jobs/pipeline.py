@@ -31,6 +31,8 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
         packer.raise_failure(wait=False)  # a packer that died is why a trainer stopped, not the other way round
         raise
     ends = packer.raise_failure()
+    if engine.dry_run:
+        return
     summary |= {"plan": prepared.commit.path("plan"), "stages": stage_summary(prepared, ends, trained)}
     summary |= held_out_summary(prepared) | {"model": trained["export"], "checkpoints": trained["directory"]}
     storage.write_json(join(engine.root, "summary.json"), summary)

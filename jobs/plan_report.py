@@ -238,11 +238,10 @@ def copies(stages: list[StagePlan]) -> dict[tuple[str, str, str], float]:
 def under_way(root: str, stages: list[str]) -> dict[str, str]:
     """The stages in `latest` that are more than planned: `packed in part`, `packed` or `trained`."""
     found = {}
-    run = storage.read_json(join(root, "latest", "train.json"))
+    run = storage.latest(root, "train")
     for name in stages:
-        entry = storage.read_json(join(root, "latest", f"pack-{name}.json"))
-        directory = entry and join(root, entry["directory"])
-        if run and storage.exists(join(root, run["directory"], name, "done.json")):
+        directory = storage.latest(root, f"pack-{name}")
+        if run and storage.exists(join(run, name, "done.json")):
             found[name] = "trained"
         elif directory and storage.exists(join(directory, "end.json")):
             found[name] = "packed"

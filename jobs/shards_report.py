@@ -52,8 +52,9 @@ def print_stats(stage: StageInfo, ended: bool, totals: dict[str, Any]) -> None:
 
 def decoder(where: "Where", log: ShardLog, given: str | None) -> Callable[[np.ndarray], str]:
     """Ids to text, with the tokeniser the stage was packed with; the numbers where it is not found."""
-    used = read_json(join(where.root, "latest", "vocabulary.json")) or {}
-    config = TokensConfig(**{name: used[name] for name in ("eos", "bos") if name in used})
+    about = join(where.root, "latest", "vocabulary.json")
+    used = read_json(about, path=str, tokenizer=str, eos=str, bos=bool) or {}
+    config = TokensConfig(**{name: used[name] for name in ("eos", "bos") if used})
     path = given
     if path is None and used.get("tokenizer") == log.stage.tokenizer:
         path = used["path"] if used["path"].startswith("/") or "://" in used["path"] else join(where.root, used["path"])
@@ -105,7 +106,7 @@ def explain(root: str, log: ShardLog, first: int, last: int) -> None:
 def find_origins(root: str, docs: np.ndarray) -> dict[int, tuple[str, str | None]]:
     """doc -> (`path:record` of the raw input, the owner's id as the corpus partition has it)."""
     entries = manifest.load(join(root, "manifest.jsonl"))
-    corpus = read_json(join(root, "latest", "corpus.json"))
+    corpus = storage.latest(root, "corpus")
     found: dict[int, tuple[str, str | None]] = {}
     by_group = defaultdict(list)
     for doc in docs.tolist():
@@ -113,7 +114,7 @@ def find_origins(root: str, docs: np.ndarray) -> dict[int, tuple[str, str | None
             found[doc] = f"{entries[file].path}:{doc & ((1 << RECORD_BITS) - 1)}", None
             by_group[entries[file].group].append(doc)
     for group, members in by_group.items() if corpus else ():
-        commit = Commit.load(join(root, corpus["directory"]), f"{group:05d}")
+        commit = Commit.load(corpus or "", f"{group:05d}")
         bounds = (pc.field("doc") >= members[0]) & (pc.field("doc") <= members[-1])  # skips row groups
         wanted = bounds & pc.field("doc").isin(pa.array(members, pa.uint64()))
         for path in [commit.path(name) for name in commit.files if name.startswith("documents-")] if commit else ():

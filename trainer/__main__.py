@@ -15,9 +15,8 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from dataprep.storage import UserError, expand, explain_os_error, join, read_bytes, read_json
+from dataprep.storage import UserError, expand, explain_os_error, join, read_bytes
 from mixer.batches import BatchSizes
-from mixer.reader import ShardLog
 from trainer.config import TrainConfig
 from trainer.cost import memory_needed
 from trainer.loop import HELD_OUT, evaluate_newest, finished, local_root, open_log, run_directory, train
@@ -77,8 +76,8 @@ def load(path: str, root: str | None) -> tuple[TrainConfig, str, list[str]]:
 def packed_with(root: str, stage: str) -> list[str]:
     """The stages that were packed for the same plan as this one, in training order."""
     plan = open_log(root, stage).stage.plan
-    entries = [read_json(path) for path in expand(join(root, "latest", "pack-*.json"))]
-    infos = sorted((ShardLog(join(root, e["directory"])).stage for e in entries), key=lambda info: info.index)
+    stages = [path.rsplit("/pack-", 1)[1].removesuffix(".json") for path in expand(join(root, "latest", "pack-*.json"))]
+    infos = sorted((open_log(root, name).stage for name in stages), key=lambda info: info.index)
     return [info.stage for info in infos if info.plan == plan and info.stage != HELD_OUT]
 
 

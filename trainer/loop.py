@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from dataprep.storage import UserError, absolute, is_local, join, read_json, write_json
+from dataprep.storage import UserError, absolute, is_local, join, latest, read_json, write_json
 from mixer.batches import BatchSizes
 from mixer.reader import ShardLog, StageInfo
 from trainer import checkpoint, hf, signals
@@ -32,10 +32,10 @@ EVALUATION = "evaluation.json"
 
 def open_log(root: str, stage: str, quarantined: Literal["stop", "mask"] = "stop") -> ShardLog:
     """The shards of a stage, by the name they were published under in `latest/`."""
-    entry = read_json(join(root, "latest", f"pack-{stage}.json"))
-    if entry is None:
+    directory = latest(root, f"pack-{stage}")
+    if directory is None:
         raise UserError(f"{root} holds no shards of stage {stage}; plan and pack it first (jobs/mix.py)")
-    return ShardLog(join(root, entry["directory"]), quarantined)
+    return ShardLog(directory, quarantined)
 
 
 def local_root(root: str) -> str:
