@@ -28,7 +28,6 @@ from dataprep.storage import (
 )
 
 MAX_FILES = 1 << 24
-CHECK = ".check.json"  # beside the manifest: its lines and their checksum when it last grew
 
 # What tells two versions of a remote file apart, best first, as the various file systems spell it.
 _ETAGS = (
@@ -110,7 +109,7 @@ def groups(active: Sequence[Entry]) -> dict[int, list[Entry]]:
 def load(path: str) -> list[Entry]:
     """The manifest in a file; empty where there never was one. UserError where what was written there is gone."""
     lines = read_bytes(path).splitlines(keepends=True) if exists(path) else []
-    written = read_json(path + CHECK, files=int, xxh3=str) or {"files": 0, "xxh3": _digest([])}
+    written = read_json(_check(path), files=int, xxh3=str) or {"files": 0, "xxh3": _digest([])}
     if _digest(lines[: written["files"]]) != written["xxh3"]:
         raise UserError(
             f"{path} has {len(lines)} lines, not all of the {written['files']} that were written there: without them "
@@ -127,12 +126,17 @@ def load(path: str) -> list[Entry]:
 
 def save(path: str, manifest: Sequence[Entry]) -> None:
     """Write what has grown, then how much there must be from now on. Killed between the two, the next call goes on."""
-    written = read_json(path + CHECK, files=int)
+    written = read_json(_check(path), files=int)
     if written and written["files"] == len(manifest):
         return
     lines = [canonical_json(asdict(entry)) + b"\n" for entry in manifest]
     write_bytes(path, b"".join(lines))
-    write_json(path + CHECK, {"files": len(lines), "xxh3": _digest(lines)})
+    write_json(_check(path), {"files": len(lines), "xxh3": _digest(lines)})
+
+
+def _check(path: str) -> str:
+    """The file beside a manifest that says how many lines it had when it last grew, and their checksum."""
+    return path.removesuffix(".jsonl") + ".check.json"
 
 
 def _digest(lines: Sequence[bytes]) -> str:

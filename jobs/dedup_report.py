@@ -11,7 +11,7 @@ from dataprep import manifest, storage
 from dataprep.storage import Commit, UserError, read_table
 from dedup import explain, report
 from jobs.corpus import Partition
-from jobs.progress import console
+from jobs.progress import table
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,12 @@ def describe(row: dict[str, Any]) -> str:
 
 def print_summary(sums: report.Aggregates) -> None:
     """A table of what every source loses."""
-    from rich.table import Table
-
-    table = Table(title="deduplication", title_justify="left")
-    for column in ("source", "documents", "MB", "exact", "near", "kept", "MB kept", "near share"):
-        table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
+    rows = []
     for source, reasons in sorted(sums.items()):
         documents, size = ({r: reasons.get(r, {}).get(u, 0) for r in report.REASONS} for u in ("documents", "bytes"))
-        table.add_row(
-            source,
-            f"{sum(documents.values()):,}",
-            f"{sum(size.values()) / 1e6:,.1f}",
-            *(f"{documents[r]:,}" for r in ("exact", "near", "kept")),
-            f"{size['kept'] / 1e6:,.1f}",
-            f"{documents['near'] / max(1, documents['near'] + documents['kept']):.1%}",
-        )
-    console.print(table)
+        counts = [f"{n:,}" for n in (documents["exact"], documents["near"], documents["kept"])]
+        near = documents["near"] / max(1, documents["near"] + documents["kept"])
+        megabytes = [f"{n / 1e6:,.1f}" for n in (sum(size.values()), size["kept"])]
+        rows.append([source, f"{sum(documents.values()):,}", *counts, *megabytes, f"{near:.1%}"])
+    columns = ("source", "documents", "exact", "near", "kept", "MB", "MB kept", "near share")
+    table("deduplication", columns, rows)

@@ -58,7 +58,8 @@ def write_slices(attempt: Attempt, table: pa.Table, ranges: np.ndarray, stride: 
     if RANGE not in table.column_names:
         table = table.append_column(RANGE, pa.array(np.asarray(ranges, np.uint32)))
     table = table.combine_chunks().take(pa.array(order)).combine_chunks()
-    schema = table.schema.with_metadata({"slices": json.dumps(present.tolist())})
+    listed = json.dumps(present.tolist()).encode()
+    schema = table.schema.with_metadata({"slices": listed, "xxh3": xxhash.xxh3_64_hexdigest(listed)})
     table = table.replace_schema_metadata(schema.metadata)
     pieces = [table.slice(start, count) for start, count in zip(starts, counts, strict=True)]
     with attempt.file("slices", ".arrow") as path:
@@ -83,16 +84,18 @@ def read_slices(paths: Sequence[str], coarse: int) -> pa.Table:
             with storage.arrow_file(path) as file:
                 reader = pa.ipc.open_file(file)
                 schema = reader.schema
-                slices = json.loads(schema.metadata[b"slices"])
-                if coarse in slices:
+                listed = schema.metadata[b"slices"]
+                if xxhash.xxh3_64_hexdigest(listed) != schema.metadata[b"xxh3"].decode():
+                    raise ValueError("the checksum of its list of slices differs")
+                if coarse in (slices := json.loads(listed)):
                     batch, metadata = reader.get_batch_with_custom_metadata(slices.index(coarse))
                     if checksum(batch) != metadata["xxh3"].decode():
-                        raise ValueError("its checksum differs")
+                        raise ValueError("a checksum differs")
                     batches.append(batch)
         except FileNotFoundError:
             raise
-        except (ValueError, OSError) as error:  # what Arrow raises for bytes that are none of its own
-            raise UserError(f"{path} is damaged: {error}; remove it and run the same command again") from None
+        except (ValueError, LookupError, TypeError, OSError) as error:  # as Arrow meets bytes that it has not written
+            raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from None
     if schema is None:
         raise ValueError("an exchange without partitions has no rows and no schema")
     return pa.Table.from_batches([b.replace_schema_metadata(None) for b in batches], schema.remove_metadata())

@@ -5,7 +5,7 @@ from typing import Any
 
 from dataprep import storage
 from dataprep.storage import UserError, join
-from jobs.progress import console
+from jobs.progress import table
 from mixer.config import CLASSES, TIERS
 from mixer.plan import CellPlan, Plan, StagePlan
 
@@ -68,18 +68,6 @@ def show(plan: Plan) -> None:
     ]
     if prices:
         table("class shares: one point more costs, nats (differences count)", ["stage", *CLASSES], prices)
-
-
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(title=title, title_justify="left")
-    for n, column in enumerate(columns):
-        made.add_column(Text(column), justify="right" if n else "left")
-    for row in rows:
-        made.add_row(*(Text(value) for value in row))
-    console.print(made)
 
 
 def share(part: int, whole: int) -> float:

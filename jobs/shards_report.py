@@ -3,7 +3,7 @@
 Text comes from anybody: all that could move, hide or colour what a terminal shows is printed escaped.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from dataprep import manifest, storage, tokenizer
@@ -20,6 +19,7 @@ from dataprep.corpus import RECORD_BITS
 from dataprep.storage import Commit, UserError, join, read_json
 from dataprep.tokenizer import TokensConfig
 from dedup.explain import printable
+from jobs.progress import table
 from mixer.guarantees import CELL
 from mixer.reader import ShardLog
 from mixer.shards import StageInfo
@@ -33,21 +33,17 @@ console = Console(highlight=False, soft_wrap=True)
 
 def print_stats(stage: StageInfo, ended: bool, totals: dict[str, Any]) -> None:
     """Every number of a stage's totals, and packed tokens by source, tier and length class."""
-    table = Table(title=f"stage {stage.stage}{'' if ended else ', still being packed'}", title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
-    for name, value in sorted(totals.items()):
-        if isinstance(value, int | float):
-            table.add_row(name.replace("_", " "), f"{value:,}")
-    packed = sum(row["tokens"] for row in totals.get("cells", []))
+    numbers = {name: value for name, value in sorted(totals.items()) if isinstance(value, int | float)}
+    rows = [(name.replace("_", " "), f"{value:,}") for name, value in numbers.items()]
+    cells = totals.get("cells", [])
+    packed = sum(cell["tokens"] for cell in cells)
     for name in CELL:
-        table.add_section()
-        tokens: dict[str, int] = defaultdict(int)
-        for row in totals.get("cells", []):
-            tokens[row[name]] += row["tokens"]
+        tokens: Counter = Counter()
+        for cell in cells:
+            tokens[cell[name]] += cell["tokens"]
         for value, count in sorted(tokens.items()):
-            table.add_row(f"{name.replace('_', ' ')} {printable(value)}", f"{count:,} ({count / packed:.1%})")
-    console.print(table)
+            rows.append((f"{name.replace('_', ' ')} {printable(value)}", f"{count:,} ({count / packed:.1%})"))
+    table(f"stage {stage.stage}{'' if ended else ', still being packed'}", ("", ""), rows, console)
 
 
 def decoder(where: "Where", log: ShardLog, given: str | None) -> Callable[[np.ndarray], str]:
