@@ -58,22 +58,26 @@ def write_slices(attempt: Attempt, table: pa.Table, ranges: np.ndarray, stride: 
     if RANGE not in table.column_names:
         table = table.append_column(RANGE, pa.array(np.asarray(ranges, np.uint32)))
     table = table.combine_chunks().take(pa.array(order)).combine_chunks()
-    listed = json.dumps(present.tolist()).encode()
-    schema = table.schema.with_metadata({"slices": listed, "xxh3": xxhash.xxh3_64_hexdigest(listed)})
+    listed = json.dumps(present.tolist())
+    schema = table.schema.with_metadata({"slices": listed, "xxh3": head_checksum(table.schema, listed)})
     table = table.replace_schema_metadata(schema.metadata)
     pieces = [table.slice(start, count) for start, count in zip(starts, counts, strict=True)]
     with attempt.file("slices", ".arrow") as path:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.ipc.new_file(path, schema, options=options) as writer:
-            for piece in pieces:
+            for number, piece in zip(present, pieces, strict=True):
                 batch = piece.to_batches()[0]
-                writer.write_batch(batch, custom_metadata={"xxh3": checksum(batch)})
+                writer.write_batch(batch, custom_metadata={"xxh3": checksum(batch, number)})
     return {"rows": len(order)}
 
 
-def checksum(batch: pa.RecordBatch) -> str:
-    """The xxh3-64 of a batch's values, as they are serialized: the same before and after a file."""
-    return xxhash.xxh3_64_hexdigest(batch.replace_schema_metadata(None).serialize())
+def head_checksum(schema: pa.Schema, listed: str) -> str:
+    return xxhash.xxh3_64_hexdigest(schema.remove_metadata().serialize().to_pybytes() + listed.encode())
+
+
+def checksum(batch: pa.RecordBatch, number: int) -> str:
+    """Over the values of slice `number` as they are serialized: the same before and after a file."""
+    return xxhash.xxh3_64_hexdigest(batch.replace_schema_metadata(None).serialize(), seed=int(number))
 
 
 def read_slices(paths: Sequence[str], coarse: int) -> pa.Table:
@@ -84,18 +88,18 @@ def read_slices(paths: Sequence[str], coarse: int) -> pa.Table:
             with storage.arrow_file(path) as file:
                 reader = pa.ipc.open_file(file)
                 schema = reader.schema
-                listed = schema.metadata[b"slices"]
-                if xxhash.xxh3_64_hexdigest(listed) != schema.metadata[b"xxh3"].decode():
-                    raise ValueError("the checksum of its list of slices differs")
-                if coarse in (slices := json.loads(listed)):
-                    batch, metadata = reader.get_batch_with_custom_metadata(slices.index(coarse))
-                    if checksum(batch) != metadata["xxh3"].decode():
-                        raise ValueError("a checksum differs")
+                listed = schema.metadata[b"slices"].decode()
+                whole = head_checksum(schema, listed) == schema.metadata[b"xxh3"].decode()
+                if whole and coarse in (slices := json.loads(listed)):
+                    batch, about = reader.get_batch_with_custom_metadata(slices.index(coarse))
+                    whole = checksum(batch, coarse) == about["xxh3"].decode()
                     batches.append(batch)
         except FileNotFoundError:
             raise
-        except (ValueError, LookupError, TypeError, OSError) as error:  # as Arrow meets bytes that it has not written
-            raise UserError(f"{path} is damaged ({error}); remove it and run the same command again") from None
+        except (pa.ArrowException, ValueError, LookupError, TypeError, OSError):  # for bytes that Arrow has not written
+            whole = False
+        if not whole:
+            raise UserError(f"{path} is damaged: a checksum differs; remove it and run the same command again")
     if schema is None:
         raise ValueError("an exchange without partitions has no rows and no schema")
     return pa.Table.from_batches([b.replace_schema_metadata(None) for b in batches], schema.remove_metadata())
