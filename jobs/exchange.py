@@ -67,7 +67,7 @@ def write_slices(attempt: Attempt, table: pa.Table, ranges: np.ndarray, stride: 
         with pa.ipc.new_file(path, schema, options=options) as writer:
             for number, piece in zip(present, pieces, strict=True):
                 batch = piece.to_batches()[0]
-                writer.write_batch(batch, custom_metadata={"xxh3": checksum(batch, number)})
+                writer.write_batch(batch, custom_metadata={"xxh3": checksum(batch, int(number))})
     return {"rows": len(order)}
 
 
@@ -77,7 +77,7 @@ def head_checksum(schema: pa.Schema, listed: str) -> str:
 
 def checksum(batch: pa.RecordBatch, number: int) -> str:
     """Over the values of slice `number` as they are serialized: the same before and after a file."""
-    return xxhash.xxh3_64_hexdigest(batch.replace_schema_metadata(None).serialize(), seed=int(number))
+    return xxhash.xxh3_64_hexdigest(batch.replace_schema_metadata(None).serialize(), seed=number)
 
 
 def read_slices(paths: Sequence[str], coarse: int) -> pa.Table:
