@@ -142,16 +142,10 @@ def curriculum(outputs: Outputs, config: Config, plan: Plan | None) -> Section |
     figures = [report_curves.shares([row for row in shares if row[1] in CLASSES]), report_curves.repeated(plan)]
     figures += report_curves.course(windows) + report_curves.attention(plan, ends)
     packed = ("packed", "sequences", "padding_share", "truncated", "dropped", "cut", "segments_per_sequence")
-    stages = [
-        [
-            s.name,
-            s.context,
-            s.tokens,
-            *(e.get(name) for name in packed),
-            e and e["sum_of_squares"]["p99"] / s.context**2,
-        ]
-        for s, e in ((s, ends[s.name] or None) for s in plan.stages)
-    ]
+    stages = []
+    for stage, e in ((s, ends[s.name]) for s in plan.stages):
+        cost = e["sum_of_squares"]["p99"] / stage.context**2 if e else None
+        stages.append([stage.name, stage.context, stage.tokens, *(e.get(name) for name in packed), cost])
     columns = "stage, context:count, tokens planned:count, packed:count, sequences:count, padding:share"
     columns += ", truncated:count, dropped:count, cut:count, documents per sequence:number"
     limits = [[x.source, x.tier, x.length_class, x.tokens, x.price * x.tokens / plan.tiers[x.tier]["cap"]]
