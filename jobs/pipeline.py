@@ -84,27 +84,23 @@ def stage_summary(prepared: mix.Prepared, ends: list[dict], trained: dict[str, A
     """For each stage: planned and achieved shares, padding, losses, speed, where its shards are."""
     rows = []
     for stage, end in zip(prepared.stages, ends, strict=True):
-        planned, totals = prepared.plan.stage(stage.info.stage), end["totals"]
-        achieved = dict.fromkeys(stage.info.classes, 0)
-        for cell in totals["cells"]:
-            achieved[cell["length_class"]] += cell["tokens"]
-        packed = max(1, totals["packed"])
+        info, totals = stage.info, end["totals"]
+        planned = prepared.plan.stage(info.stage).classes
+        shares = totals["shares"]["length_class"]
         rows.append(
             {
-                "stage": stage.info.stage,
-                "context": stage.info.context,
-                "tokens_planned": stage.info.tokens,
+                "stage": info.stage,
+                "context": info.context,
+                "tokens_planned": info.tokens,
                 "tokens_packed": totals["packed"],
                 "sequences": end["sequences"],
-                "padding": totals["padding"] / max(1, totals["padding"] + packed),
+                "padding": totals["padding_share"],
                 "truncated": totals["truncated"],
                 "dropped": totals["dropped"],
-                "shares_planned": {
-                    c: planned.classes.get(c, 0) / max(1, stage.info.tokens) for c in stage.info.classes
-                },
-                "shares_achieved": {c: n / packed for c, n in achieved.items()},
+                "shares_planned": {c: planned.get(c, 0) / max(1, info.tokens) for c in info.classes},
+                "shares_achieved": {c: shares.get(c, [0, 0])[1] for c in info.classes},
                 "shards": stage.directory,
-                **trained["stages"].get(stage.info.stage, {}),
+                **trained["stages"].get(info.stage, {}),
             }
         )
     return rows

@@ -138,8 +138,10 @@ def curriculum(outputs: Outputs, config: Config, plan: Plan | None) -> Section |
         return None
     ends = {s.name: report_data.end(outputs, s.name) for s in plan.stages}
     windows = {s.name: report_data.windows(outputs, s.name) for s in plan.stages}
-    shares = share_rows(plan, config, ends)
-    figures = [report_curves.shares([row for row in shares if row[1] in CLASSES]), report_curves.repeated(plan)]
+    wishes = {stage.name: stage.shares.model_dump() for stage in config.mix.stages if stage.shares}
+    classes = share_rows(plan, wishes, ends, "length_class")
+    sources = share_rows(plan, {s.name: s.asked for s in plan.stages}, ends, "source")
+    figures = [report_curves.shares(classes), report_curves.repeated(plan)]
     figures += report_curves.course(windows) + report_curves.attention(plan, ends)
     packed = ("packed", "sequences", "padding_share", "truncated", "dropped", "cut", "segments_per_sequence")
     stages = []
@@ -153,7 +155,7 @@ def curriculum(outputs: Outputs, config: Config, plan: Plan | None) -> Section |
     prices = [[s.name, c, price * s.tokens / 100] for s in plan.stages for c, price in s.class_prices.items()]
     tables = [
         Table("Stages", columns + ", attention p99 of context²:share", stages),
-        Table("Shares", "stage, of, asked:share, planned:share, achieved:share, tokens:count", shares,
+        Table("Shares", "stage, of, asked:share, planned:share, achieved:share, tokens:count", classes + sources,
               "By length class, then by source; asked is empty where sources come as they are."),
         Table("Tiers, over all stages", "tier, tokens:count, copies asked:number, planned:number, most drawn:count, "
               "cap:count, cells at the cap:count", tier_rows(plan, ends)),
@@ -166,19 +168,16 @@ def curriculum(outputs: Outputs, config: Config, plan: Plan | None) -> Section |
     return Section("curriculum", "The curriculum", intro, figures, tables)
 
 
-def share_rows(plan: Plan, config: Config, ends: dict[str, dict[str, Any]]) -> list[list[Any]]:
-    """(stage, class or source, asked, planned and achieved share, planned tokens), the classes first."""
-    wishes = {stage.name: stage.shares.model_dump() if stage.shares else {} for stage in config.mix.stages}
+def share_rows(plan: Plan, asked: dict[str, dict[str, float]], ends: dict[str, Any], kind: str) -> list[list[Any]]:
+    """By stage and its length classes or sources: asked, planned and achieved share, planned tokens."""
     rows: list[list[Any]] = []
-    for kind in ("length_class", "source"):
-        for s in plan.stages:
-            tokens = report_data.add({getattr(cell, kind): cell.planned} for cell in s.cells)
-            asked = wishes.get(s.name, {}) if kind == "length_class" else s.asked
-            packed = ends[s.name].get("shares", {}).get(kind)
-            for name in CLASSES if kind == "length_class" else sorted(tokens, key=lambda name: -tokens[name]):
-                achieved = packed.get(name, [0, 0])[1] if packed else None
-                planned = tokens.get(name, 0)
-                rows.append([s.name, name, asked.get(name), planned / max(1, s.tokens), achieved, planned])
+    for s in plan.stages:
+        tokens = report_data.add({getattr(cell, kind): cell.planned} for cell in s.cells)
+        packed = ends[s.name].get("shares", {}).get(kind)
+        for name in CLASSES if kind == "length_class" else sorted(tokens, key=lambda name: -tokens[name]):
+            planned, wish = tokens.get(name, 0), asked.get(s.name, {}).get(name)
+            achieved = packed.get(name, [0, 0])[1] if packed else None
+            rows.append([s.name, name, wish, planned / max(1, s.tokens), achieved, planned])
     return rows
 
 
