@@ -20,6 +20,7 @@ import pyarrow as pa
 import yaml
 
 from benchmarks.dedup_corpus import about, save
+from dataprep import manifest
 from dataprep.quality_report import BINS
 from dataprep.rules import RULES
 from dataprep.storage import Attempt, write_json
@@ -97,9 +98,11 @@ def documents(rng: np.random.Generator, first: int) -> pa.Table:
 def partitions(root: Path, number: int) -> list[dict[str, Any]]:
     """The commits of every step that maps over partitions; the inventories' aggregates, slim, for the planner."""
     rng, slim = np.random.default_rng(0), []
-    directories = {
-        n: publish(root, n) for n in ("corpus", "dedup-signatures", "dedup", "quality", "tokens", "inventory")
-    }
+    directories = {n: publish(root, n) for n in ("corpus", "dedup", "quality", "tokens", "inventory")}
+    manifest.save(
+        str(root / "manifest.jsonl"),
+        [manifest.Entry(k, k, SOURCES[k % len(SOURCES)], "", "", 0) for k in range(number)],
+    )
     for k in range(number):
         source, first = SOURCES[k % len(SOURCES)], k << 40
         counts = {"kept": DOCUMENTS - 600, "near": 400, "exact": 200}
@@ -107,7 +110,6 @@ def partitions(root: Path, number: int) -> list[dict[str, Any]]:
         aggregates = {
             "corpus": {"documents": {source: DOCUMENTS}, "bytes": {source: 4000 * DOCUMENTS},
                        "quarantined": {source: {"malformed JSON": 2}}},
-            "dedup-signatures": {"documents": DOCUMENTS, "rows": 20 * DOCUMENTS, "first_doc": first},
             "dedup": {"sources": {source: {r: {"documents": n, "bytes": 4000 * n} for r, n in counts.items()}}},
             "quality": quality(rng, source),
             "tokens": {name: {source: n} for name, n in

@@ -1,6 +1,5 @@
 """What the report shows, gathered from commits' aggregates, the plan and the ends of stages; only examples are text."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -106,18 +105,18 @@ def flow(outputs: Outputs) -> dict[str, Counts]:
     `documents`: read, quarantined, exact, near, kept. `bytes`: read. `tokens`: all there are. `cells`: (tier, length
     class or "held out") -> [documents, tokens] that may be drawn. Over all sources, under "": also `removed`.
     """
-    corpus = add(outputs.aggregates("corpus", "documents", "bytes", "quarantined"))
+    read = add(outputs.aggregates("corpus", "documents", "bytes", "quarantined"))
     verdicts = add(outputs.aggregates("dedup", "sources")).get("sources", {})
     tokens = add(outputs.aggregates("tokens", "tokens")).get("tokens", {})
     drawable = add(outputs.commits("inventory", _inventory)) or {"cells": {}, "removed": {}}
     found = {}
-    for source in {*corpus.get("documents", {}), *corpus.get("quarantined", {})}:
-        reasons, bad = verdicts.get(source, {}), corpus["quarantined"].get(source, {})
+    for source in {*read.get("documents", {}), *read.get("quarantined", {})}:
+        reasons, bad = verdicts.get(source, {}), read["quarantined"].get(source, {})
         counts = {reason: reasons.get(reason, {}).get("documents", 0) for reason in REASONS if reasons}
         found[source] = {
-            "documents": {"read": corpus["documents"].get(source, 0), "quarantined": sum(bad.values()), **counts},
+            "documents": {"read": read["documents"].get(source, 0), "quarantined": sum(bad.values()), **counts},
             "quarantined": bad,
-            "bytes": {"read": corpus["bytes"].get(source, 0), **{r: c["bytes"] for r, c in reasons.items()}},
+            "bytes": {"read": read["bytes"].get(source, 0), **{r: c["bytes"] for r, c in reasons.items()}},
             "tokens": tokens.get(source, 0),
             "cells": drawable["cells"].get(source, {}),
         }
@@ -152,7 +151,7 @@ def clusters(outputs: Outputs) -> dict[str, Any]:
     first = [(name, "first") for name in ("doc", "reason", "jaccard")]
     least = {row["cluster"]: row for row in removed.group_by("cluster", False).aggregate(first).to_pylist()}
     docs = {*least, *(row["doc_first"] for row in least.values()), *(row["cluster"] for row in largest)}
-    texts = _texts(outputs, docs)
+    texts = corpus.documents(outputs.root, docs)
     pairs = []
     for cluster in nearest.to_pylist():
         row = least[cluster["cluster"]]
@@ -164,19 +163,6 @@ def clusters(outputs: Outputs) -> dict[str, Any]:
         "largest": [row | {"origin": texts.get(row["cluster"], {}).get("origin", "")} for row in largest],
         "pairs": sorted(pairs, key=lambda p: -p["documents"]),
     }
-
-
-def _texts(outputs: Outputs, docs: set[int]) -> dict[int, dict[str, Any]]:
-    """The documents of these numbers, where they can still be read."""
-    paths = {
-        f"{key}-{name.removeprefix('documents-')}": path
-        for key, files in outputs.commits("corpus", lambda c: (c.key, {name: c.path(name) for name in c.files}))
-        for name, path in files.items()
-        if name.startswith("documents-")
-    }
-    starts = dict(outputs.commits("dedup-signatures", lambda c: (c.key, c.aggregates["first_doc"])))
-    keys = sorted(paths.keys() & starts.keys(), key=starts.__getitem__)
-    return explain.documents([paths[key] for key in keys], [starts[key] for key in keys], docs) if keys else {}
 
 
 def pair(kept: dict[str, Any], gone: dict[str, Any]) -> dict[str, Any]:
@@ -196,18 +182,17 @@ def quality(outputs: Outputs) -> dict[str, Any]:
     parts = outputs.aggregates("quality", "cells", "failed", "scores", "evaluation", "examples")
     if not parts:
         return {}
-    languages: Counter = Counter()
-    tiers: dict[str, Counter] = {}
+    cells = [cell for part in parts for cell in part.pop("cells")]
+    languages = add({cell["language"]: cell["documents"]} for cell in cells)
+    tiers = add({cell["source"]: {cell["tier"]: cell["documents"]}} for cell in cells)
     best: dict[str, dict[str, list]] = {}
     for part in parts:
-        for cell in part.pop("cells"):
-            languages[cell["language"]] += cell["documents"]
-            tiers.setdefault(cell["source"], Counter())[cell["tier"]] += cell["documents"]
         for source, by_tier in part.pop("examples").items():
             for tier, few in by_tier.items():
                 mine = best.setdefault(source, {}).setdefault(tier, [])
                 mine[:] = sorted([*mine, *few], key=lambda one: (one["rank"], one["doc"]))[:EXAMPLES]
-    return add(parts) | {"tiers": tiers, "languages": dict(languages.most_common()), "examples": best}
+    spoken = dict(sorted(languages.items(), key=lambda item: -item[1]))
+    return add(parts) | {"tiers": tiers, "languages": spoken, "examples": best}
 
 
 def windows(outputs: Outputs, stage: str) -> list[dict[str, int]]:

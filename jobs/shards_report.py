@@ -3,22 +3,19 @@
 Text comes from anybody: all that could move, hide or colour what a terminal shows is printed escaped.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
-from dataprep import manifest, storage, tokenizer
-from dataprep.corpus import RECORD_BITS
-from dataprep.storage import Commit, UserError, join, read_json
+from dataprep import tokenizer
+from dataprep.storage import UserError, join, read_json
 from dataprep.tokenizer import TokensConfig
 from dedup.explain import printable
+from jobs.corpus import documents
 from jobs.progress import table
 from mixer.guarantees import CELL
 from mixer.reader import ShardLog
@@ -90,31 +87,10 @@ def explain(root: str, log: ShardLog, first: int, last: int) -> None:
     """A line for each segment of sequences [first, last): where it lies, which document, which record it was."""
     log.wait(last)
     segments = log.read(first, last).segments
-    origins = find_origins(root, np.unique(segments["doc"]))
+    rows = documents(root, np.unique(segments["doc"]).tolist(), ["id", "origin"])
     console.print(f"stage {log.stage.stage}, sequences {first}..{last}: {len(segments):,} segments")
     for s in segments:
-        origin, id_ = origins.get(int(s["doc"]), ("not in the corpus any more", None))
-        named = f" id {printable(id_)}" if id_ not in (None, origin) else ""
+        row = rows.get(int(s["doc"]), {"id": None, "origin": "not in the corpus any more"})
+        named = f" id {printable(row['id'])}" if row["id"] not in (None, row["origin"]) else ""
         place = f"{first + s['sequence']}:{s['start']}..{s['start'] + s['length']}"
-        console.print(Text(f"{place} {describe(log.stage, s)}, from {printable(origin)}{named}"))
-
-
-def find_origins(root: str, docs: np.ndarray) -> dict[int, tuple[str, str | None]]:
-    """doc -> (`path:record` of the raw input, the owner's id as the corpus partition has it)."""
-    entries = manifest.load(join(root, "manifest.jsonl"))
-    corpus = storage.latest(root, "corpus")
-    found: dict[int, tuple[str, str | None]] = {}
-    by_group = defaultdict(list)
-    for doc in docs.tolist():
-        if (file := doc >> RECORD_BITS) < len(entries):
-            found[doc] = f"{entries[file].path}:{doc & ((1 << RECORD_BITS) - 1)}", None
-            by_group[entries[file].group].append(doc)
-    for group, members in by_group.items() if corpus else ():
-        commit = Commit.load(corpus or "", f"{group:05d}")
-        bounds = (pc.field("doc") >= members[0]) & (pc.field("doc") <= members[-1])  # skips row groups
-        wanted = bounds & pc.field("doc").isin(pa.array(members, pa.uint64()))
-        for path in [commit.path(name) for name in commit.files if name.startswith("documents-")] if commit else ():
-            with storage.arrow_file(path) as file:
-                rows = pq.read_table(file, columns=["doc", "id"], filters=wanted).to_pylist()
-            found |= {row["doc"]: (found[row["doc"]][0], row["id"]) for row in rows}
-    return found
+        console.print(Text(f"{place} {describe(log.stage, s)}, from {printable(row['origin'])}{named}"))
