@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dataprep import tokenizer
+from dataprep.corpus import RECORD_BITS
 from dataprep.storage import UserError, join, read_json
 from dataprep.tokenizer import TokensConfig
 from dedup.explain import printable
@@ -90,7 +91,9 @@ def explain(root: str, log: ShardLog, first: int, last: int) -> None:
     rows = documents(root, np.unique(segments["doc"]).tolist(), ["id", "origin"])
     console.print(f"stage {log.stage.stage}, sequences {first}..{last}: {len(segments):,} segments")
     for s in segments:
-        row = rows.get(int(s["doc"]), {"id": None, "origin": "not in the corpus any more"})
+        file, record = divmod(int(s["doc"]), 1 << RECORD_BITS)
+        gone = f"record {record} of line {file + 1} of manifest.jsonl, not in the corpus any more"
+        row = rows.get(int(s["doc"]), {"id": None, "origin": gone})
         named = f" id {printable(row['id'])}" if row["id"] not in (None, row["origin"]) else ""
         place = f"{first + s['sequence']}:{s['start']}..{s['start'] + s['length']}"
         console.print(Text(f"{place} {describe(log.stage, s)}, from {printable(row['origin'])}{named}"))

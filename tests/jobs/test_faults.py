@@ -4,6 +4,8 @@ import argparse
 import itertools
 import json
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ from jobs import cli, corpus, dedup, export, mix, pipeline, report, shards
 from jobs.config import load
 from jobs.engine import DryRunEnd, Engine
 from tests.jobs import small, toy
-from tests.jobs.test_data_jobs import copy, done, run, settings  # noqa: F401 (fixtures)
-from tests.tree import tree
+from tests.jobs.test_data_jobs import CHECKOUT, command, copy, done, run, settings  # noqa: F401 (fixtures)
+from tests.tree import commits, tree
 
 
 def flip(file: Path, place: float) -> None:
@@ -114,6 +116,16 @@ def test_a_corpus_without_a_document_is_one_message(tmp_path):
     for job in (dedup, mix, export):
         with pytest.raises(UserError, match="no documents; 1 records are in quarantine"):
             run(tmp_path, job)
+
+
+def test_sigterm_ends_a_run_on_ray_with_one_line(done, tmp_path):  # noqa: F811
+    job = subprocess.Popen(command(done, tmp_path / "root", "mix", 2), cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)
+    while job.poll() is None and commits(tmp_path / "root") < 5:
+        time.sleep(0.02)
+    job.terminate()
+    said = job.communicate()[1]
+    assert job.returncode == 130 and "SIGTERM" not in said and "Traceback" not in said
+    assert said.endswith("stopped; the same command goes on from here\n")
 
 
 def test_nothing_held_out(tmp_path):
