@@ -85,13 +85,13 @@ def version(directory: str) -> int | None:
     return (storage.read_json(join(directory, "step.json"), version=int) or {}).get("version")
 
 
-def add(parts: Iterable[dict[Any, Any]]) -> dict[Any, Any]:
-    """Nested mappings of counts and lists of counts, added up."""
-    total: dict[Any, Any] = {}
+def add(parts: Iterable[dict[Any, Any]], total: dict[Any, Any] | None = None) -> dict[Any, Any]:
+    """Nested mappings of counts and lists of counts, added up (in `total`, where one is given)."""
+    total = {} if total is None else total
     for part in parts:
         for key, value in part.items():
             if isinstance(value, dict):
-                total[key] = add([total.get(key, {}), value])
+                add([value], total.setdefault(key, {}))
             elif isinstance(value, list):
                 total[key] = [a + b for a, b in zip(total.get(key, [0] * len(value)), value, strict=True)]
             else:
