@@ -74,9 +74,9 @@ def print_summary(sums: report.Aggregates) -> None:
     rows = []
     for source, reasons in sorted(sums.items()):
         documents, size = ({r: reasons.get(r, {}).get(u, 0) for r in report.REASONS} for u in ("documents", "bytes"))
-        counts = [f"{n:,}" for n in (documents["exact"], documents["near"], documents["kept"])]
+        counts = [f"{documents[reason]:,}" for reason in ("exact", "near", "kept")]
         near = documents["near"] / max(1, documents["near"] + documents["kept"])
-        megabytes = [f"{n / 1e6:,.1f}" for n in (sum(size.values()), size["kept"])]
-        rows.append([source, f"{sum(documents.values()):,}", *counts, *megabytes, f"{near:.1%}"])
-    columns = ("source", "documents", "exact", "near", "kept", "MB", "MB kept", "near share")
+        whole, kept = (f"{n / 1e6:,.1f}" for n in (sum(size.values()), size["kept"]))
+        rows.append([source, f"{sum(documents.values()):,}", whole, *counts, kept, f"{near:.1%}"])
+    columns = ("source", "documents", "MB", "exact", "near", "kept", "MB kept", "near share")
     table("deduplication", columns, rows)
