@@ -98,16 +98,27 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def read_json(path: str) -> Any:
-    """The JSON value in a file, or None where there is no such file. UserError where it is no JSON."""
+def read_json(path: str, /, **shape: type) -> Any:
+    """The JSON value in a file, or None where there is no such file. UserError where it is no JSON or, if keys and the
+    types of their values are given, no object that has these."""
     try:
-        return json.loads(read_bytes(path))
+        value = json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
     except WrongURL:
         raise
     except ValueError:
         raise UserError(f"{path} is damaged: no JSON any more; remove it and run the same command again") from None
+    odd = [key for key, kind in shape.items() if not isinstance(value, dict) or not isinstance(value.get(key), kind)]
+    if odd:
+        raise UserError(f"{path} is damaged: it has no {', no '.join(odd)}; remove it and run the job that writes it")
+    return value
+
+
+def latest(root: str, step: str) -> str | None:
+    """The directory of a step's newest output, as `latest/STEP.json` says; None where there is none yet."""
+    pointer = read_json(join(root, "latest", f"{step}.json"), directory=str)
+    return pointer and join(root, pointer["directory"])
 
 
 def open_file(path: str) -> BinaryIO:
@@ -264,7 +275,7 @@ class Commit:
     def load(cls, directory: str, key: str) -> "Commit | None":
         """The commit of a partition; None where there is none, or a damaged one: then the partition is made again."""
         try:
-            value = read_json(join(directory, key + COMMIT))
+            value = read_json(join(directory, key + COMMIT), key=str, inputs=dict, files=dict, aggregates=dict)
             return None if value is None else cls(**value, directory=directory)
         except (UserError, TypeError):
             return None

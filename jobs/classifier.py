@@ -38,8 +38,8 @@ def label_files(engine: Engine, config: Config) -> list[str]:
         found += files
     if found:
         return sorted(set(found))
-    pointer = storage.read_json(storage.join(engine.root, "latest", "labels.json"))
-    commits = label.committed(storage.join(engine.root, pointer["directory"])) if pointer else []
+    labels = storage.latest(engine.root, "labels")
+    commits = label.committed(labels) if labels else []
     if not commits:
         raise UserError("no labels: name files in classifier.labels, or let a language model rate some (jobs/label.py)")
     return [commit.path("labels") for commit in commits]

@@ -185,7 +185,7 @@ def pack_stage(engine: Engine, prepared: Prepared, stage: StageLog) -> dict[str,
         stage.step, draw_partition, cuts, windows, write_window, lambda r: (stage.info, policy, prepared.plan.seed)
     )
     if engine.dry_run:
-        return storage.read_json(join(stage.directory, "end.json"))
+        return shards.read_end(stage.directory) or {}
     table = prepared.plan.places.select(["tier", "cap", "held_out"])
     caps = {row["tier"]: row["cap"] for row in table.to_pylist() if row["held_out"] == (name == HELD_OUT)}
     counts = guarantees.add_counts(c.aggregates for c in commits)
@@ -275,11 +275,10 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
 def say_changes(engine: Engine, config: Config, path: str) -> None:
     """Plan in memory and compare: what `latest` points to is left alone."""
     if path == LATEST:
-        entry = storage.read_json(join(engine.root, "latest", "plan.json"))
-        latest = Commit.load(join(engine.root, entry["directory"]), "all") if entry else None
-        if latest is None:
+        directory = storage.latest(engine.root, "plan")
+        if (commit := Commit.load(directory, "all") if directory else None) is None:
             raise UserError(f"--diff: there is no plan under {engine.root} yet; name a plan's JSON file")
-        path = latest.path("plan")
+        path = commit.path("plan")
     if (old := storage.read_json(path)) is None:
         raise UserError(f"--diff: there is no file {path}")
     plan = make_plan(add_inventories(c.aggregates for c in inventory(engine, config)[0]), config.mix)

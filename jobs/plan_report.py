@@ -5,7 +5,7 @@ from typing import Any
 
 from dataprep import storage
 from dataprep.storage import UserError, join
-from jobs.progress import console, say
+from jobs.progress import say, table
 from mixer.config import CLASSES, TIERS
 from mixer.guarantees import CELL
 from mixer.plan import Plan, StagePlan
@@ -73,19 +73,6 @@ def show_packed(stages: list[str], ends: list[dict[str, Any]]) -> None:
     columns += ["sum of squares p50 / p99 / max", "order x length"]
     table("packed: none lost, none cut that fits, none over its cap", columns, numbers)
     table("achieved shares (planned), %", ["stage", *(by.replace("_", " ") for by in CELL)], shares)
-
-
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(title=title, title_justify="left")
-    for n, column in enumerate(columns):
-        made.add_column(Text(column), justify="right" if n else "left")
-    for row in rows:
-        made.add_row(*(Text(value) for value in row))
-    if rows:
-        console.print(made)
 
 
 def more(number: int) -> list[list[str]]:
@@ -277,11 +264,10 @@ def spent(before: Plan, plan: Plan, done: list[str]) -> Iterator[str]:
 def under_way(root: str, stages: list[str]) -> dict[str, str]:
     """The stages in `latest` that are more than planned: `packed in part`, `packed` or `trained`."""
     found = {}
-    run = storage.read_json(join(root, "latest", "train.json"))
+    run = storage.latest(root, "train")
     for name in stages:
-        entry = storage.read_json(join(root, "latest", f"pack-{name}.json"))
-        directory = entry and join(root, entry["directory"])
-        if run and storage.exists(join(root, run["directory"], name, "done.json")):
+        directory = storage.latest(root, f"pack-{name}")
+        if run and storage.exists(join(run, name, "done.json")):
             found[name] = "trained"
         elif directory and storage.exists(join(directory, "end.json")):
             found[name] = "packed"

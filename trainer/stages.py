@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dataprep.storage import UserError, absolute, is_local, join, read_json
+from dataprep.storage import UserError, absolute, is_local, join, latest, read_json
 from mixer.cache import ShardCache
 from mixer.reader import ShardLog
 from trainer.config import TrainConfig
@@ -30,11 +30,11 @@ def shards_root(config: TrainConfig, root: str) -> str:
 def open_log(config: TrainConfig, root: str, stage: str) -> ShardLog:
     """The shards of a stage, by the name they were published under in `latest/`."""
     shards = shards_root(config, root)
-    entry = read_json(join(shards, "latest", f"pack-{stage}.json"))
-    if entry is None:
+    directory = latest(shards, f"pack-{stage}")
+    if directory is None:
         raise UserError(f"{shards} holds no shards of stage {stage}; plan and pack it first (jobs/mix.py)")
     cache = ShardCache(join(root, "shard-cache"), CACHE_BYTES)
-    return ShardLog(join(shards, entry["directory"]), config.quarantined, cache)
+    return ShardLog(directory, config.quarantined, cache)
 
 
 def run_directory(config: TrainConfig, root: str, stages: list[str]) -> Path:
@@ -50,7 +50,7 @@ def finished(directory: Path) -> dict[str, Any] | None:
     """What a stage's done.json says; None where the stage must be trained (again): there is none, it is damaged, or
     its checkpoint is gone."""
     try:
-        done = read_json(str(directory / DONE))
-        return done if (directory / done["checkpoint"]).is_dir() else None
-    except (UserError, ValueError, TypeError, KeyError):
+        done = read_json(str(directory / DONE), checkpoint=str)
+    except UserError:
         return None
+    return done if done and (directory / done["checkpoint"] / "checkpoint.json").is_file() else None

@@ -47,7 +47,7 @@ def text_bytes(piece: str) -> int:
 
 def load(root: str, fingerprint: str, size: int) -> Vocabulary | None:
     """The tokeniser with this fingerprint; None where the root does not say which that was, or it is gone."""
-    entry = read_json(join(root, "latest", FILE))
+    entry = read_json(join(root, "latest", FILE), path=str, tokenizer=str)
     if entry is None or entry["tokenizer"] != fingerprint:
         return None
     path = entry["path"]

@@ -1,5 +1,7 @@
 """The command line and the configuration: every mistake is one clear line and exit code 1; nothing is written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,12 @@ def test_help_lists_every_key(capsys):
         "--corpus.sources",
     ):
         assert key in text, key
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} jobs/pipeline.py --help | head -1"
+    done = subprocess.run(command, shell=True, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: jobs/pipeline.py") and done.stderr == ""
 
 
 def test_dry_run_tells_and_writes_nothing(tmp_path, capfd):

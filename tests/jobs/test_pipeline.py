@@ -83,6 +83,9 @@ def test_a_second_run_finds_everything_done(done):
     finish(command(done, done / "root", "pipeline", 2))
     assert time.monotonic() - began < 60
     assert before == {f: f.stat().st_mtime_ns for f in before if f.exists()}
+    there = tree(done / "root")
+    finish([*command(done, done / "root", "pipeline", 2), "--dry-run"])
+    assert tree(done / "root") == there
 
 
 def test_a_kill_in_mid_training_changes_no_loss(done, tmp_path):
