@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], to: Console = console) -> None:
-    """A table, its first column to the left, the others to the right; nothing in a cell is markup; none without rows."""
+    """A table, its first column to the left, the others to the right; no cell is markup. Nothing without rows."""
     made = Table(title=Text(title), title_justify="left")
     for number, column in enumerate(columns):
         made.add_column(Text(column), justify="right" if number else "left")

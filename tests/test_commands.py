@@ -66,7 +66,9 @@ def folder(tmp_path_factory):
     values["train"] |= {"batch_tokens": 1024, "evaluate_tokens": 2048, "threads": 1}
     rated = [{"text": small.text(random.Random(k), 8), "knowledge": k % 6} for k in range(200)]
     (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
-    with Endpoint(lambda text, times: json.dumps(GOOD | {"knowledge": len(text) % 6})) as server:
+    with Endpoint(
+        lambda text, times: json.dumps(GOOD | dict.fromkeys(("knowledge", "helpfulness"), 4 + len(text) % 2))
+    ) as server:
         values["labels"]["endpoint"] = server.url
         values["labels"].pop("key_variable")
         (folder / "my.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
