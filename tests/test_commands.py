@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
     for stage in mix["stages"]:
         stage |= {"tokens": TOKENS, "context": stage["context"] // SHORTER}
     values["train"] |= {"batch_tokens": 1024, "evaluate_tokens": 2048, "threads": 1}
-    rated = [{"text": small.text(random.Random(k), 8), "knowledge": k % 6} for k in range(200)]
+    rated = [{"text": small.text(random.Random(k), 8), "knowledge": 4 + k % 2} for k in range(200)]
     (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
     with Endpoint(
         lambda text, times: json.dumps(GOOD | dict.fromkeys(("knowledge", "helpfulness"), 4 + len(text) % 2))
