@@ -5,19 +5,13 @@ Members share most band keys with their cluster and none with anyone else; a pai
 one cluster, so the result is known: one document of each cluster stays.
 """
 
-import contextlib
-import os
-import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from benchmarks import dedup_corpus
+from benchmarks import common
 from dataprep.storage import Attempt
 from dedup.signatures import SCHEMA
 from jobs import dedup
@@ -71,107 +65,47 @@ def take_for_verified(out: Attempt, pairs: pa.Table, number: int, total: int) ->
 
 def measure(total: int, workers: int) -> dict[str, float]:
     """Seconds (without making the signatures), peak memory in MB of the process and its workers, edges, removals."""
-    root = tempfile.mkdtemp()
-    try:
-        with Engine(root, workers) as engine:
-            starts = list(range(0, total, PARTITION))
-            made = [Task(f"{i:05d}", {}, (i, min(PARTITION, total - s), total)) for i, s in enumerate(starts)]
-            signed = engine.map(Step("dedup-signatures", 1), make_partition, made)
-            with Usage() as usage:
-                began = time.perf_counter()
-                pairs = dedup.find_pairs(engine, signed)
-                tasks = [Task(c.key, {"pairs": c.fingerprint}, (c.path("near"), starts, "doc"), c.bytes) for c in pairs]
-                verified = engine.exchange(
-                    Step("dedup-verified", 1),
-                    dedup.cut_by_partition,
-                    tasks,
-                    len(starts),
-                    take_for_verified,
-                    lambda r: (total,),
-                )
-                edges = [*pairs, *verified]
-                seconds_candidates = time.perf_counter() - began
-                task = Task("all", {}, ([c.path("edges") for c in edges],), sum(c.bytes for c in edges))
-                verdicts = engine.once(Step("dedup-verdicts", 1), dedup.choose, task)
-                seconds = time.perf_counter() - began
-            count = cluster_of(np.arange(total, dtype=np.uint64), total)
-            expected = total - len(np.unique(count))
-            return {
-                "docs": total,
-                "seconds": seconds,
-                "candidate_seconds": seconds_candidates,
-                "greedy_seconds": seconds - seconds_candidates,
-                "cpu_seconds": usage.cpu,
-                "peak_rss_mb": usage.peak / 1e6,
-                "pairs": sum(c.aggregates["near"] for c in pairs),
-                "removed": verdicts.aggregates["removed"],
-                "removed_share": verdicts.aggregates["removed"] / expected,
-                "bytes": sum(c.bytes for c in signed),
-            }
-    finally:
-        shutil.rmtree(root)
-
-
-class Usage:
-    """Of this process and all below it: peak resident memory without mapped files (sampled), CPU seconds."""
-
-    def __enter__(self) -> "Usage":
-        self.peak, self.cpu, self.done = 0, -_cpu_seconds(), threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.done.wait(0.25):
-            self.peak = max(self.peak, sum(map(_resident, _processes())))
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join()
-        self.cpu += _cpu_seconds()
-
-
-def _processes(process: str = "self") -> Iterator[Path]:
-    """/proc/PID of a process and all below it."""
-    yield Path("/proc") / process
-    with contextlib.suppress(OSError):  # it may have ended meanwhile
-        for task in (Path("/proc") / process / "task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from _processes(child)
-
-
-def _resident(process: Path) -> int:
-    with contextlib.suppress(OSError):
-        lines = (process / "status").read_text().splitlines()
-        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon", "RssShmem")))
-    return 0
-
-
-def _cpu_seconds() -> float:
-    total = 0
-    for process in _processes():
-        with contextlib.suppress(OSError):
-            fields = (process / "stat").read_text().rpartition(")")[2].split()
-            total += sum(map(int, fields[11:15]))  # user and system, its own and of children that have ended
-    return total / os.sysconf("SC_CLK_TCK")
+    starts = list(range(0, total, PARTITION))
+    made = [Task(f"{i:05d}", {}, (i, min(PARTITION, total - s), total)) for i, s in enumerate(starts)]
+    step = Step("dedup-verified", 1)
+    with tempfile.TemporaryDirectory() as root, Engine(root, workers) as engine:
+        signed = engine.map(Step("dedup-signatures", 1), make_partition, made)
+        with common.Usage() as usage:
+            began = time.perf_counter()
+            pairs = dedup.find_pairs(engine, signed)
+            tasks = [Task(c.key, {"pairs": c.fingerprint}, (c.path("near"), starts, "doc"), c.bytes) for c in pairs]
+            cut, take = dedup.cut_by_partition, take_for_verified
+            edges = [*pairs, *engine.exchange(step, cut, tasks, len(starts), take, lambda r: (total,))]
+            candidates = time.perf_counter() - began
+            task = Task("all", {}, ([c.path("edges") for c in edges],), sum(c.bytes for c in edges))
+            removed = engine.once(Step("dedup-verdicts", 1), dedup.choose, task).aggregates["removed"]
+            seconds = time.perf_counter() - began
+    return {
+        "docs": total,
+        "seconds": seconds,
+        "candidate_seconds": candidates,
+        "greedy_seconds": seconds - candidates,
+        "cpu_seconds": usage.cpu,
+        "peak_rss_mb": usage.peak / 1e6,
+        "pairs": sum(c.aggregates["near"] for c in pairs),
+        "removed": removed,
+        "removed_share": removed / (total - len(np.unique(cluster_of(np.arange(total, dtype=np.uint64), total)))),
+        "bytes": sum(c.bytes for c in signed),
+    }
 
 
 def main() -> None:
-    parser = dedup_corpus.parser(__doc__)
-    parser.add_argument(
-        "--docs", type=int, default=20_000_000, help="documents of the second run; the first: a quarter"
-    )
+    parser = common.parser(__doc__, reads_corpus=False)
+    parser.add_argument("--docs", type=int, default=20_000_000, help="of the second run; the first: a quarter")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     total = 2_000_000 if arguments.quick else arguments.docs
-    print(f"{total:,} documents x {BANDS} bands, then a quarter; {arguments.workers} workers, {dedup_corpus.about()}")
+    print(f"{total:,} documents x {BANDS} bands, after a quarter; {arguments.workers} workers, {common.about()}")
     print(f"takes about {total / 2e5:.0f} s and {total * 450 / 1e9:.1f} GB of disk")
     runs = [measure(docs, arguments.workers) for docs in (total // 4, total)]
-    for figures in runs:
-        print(", ".join(f"{name} {value:,.4g}" for name, value in figures.items()))
-    figures = runs[1] | {"growth_4x": runs[1]["seconds"] / runs[0]["seconds"]}
-    print(f"growth_4x {figures['growth_4x']:.2f}")
-    dedup_corpus.save(arguments.json, figures)
+    rows = [(name, *(f"{run[name]:,.4g}" for run in runs)) for name in runs[0]]
+    common.table("", ("", "a quarter", "all"), rows)
+    common.report(arguments.json, runs[1] | {"growth_4x": runs[1]["seconds"] / runs[0]["seconds"]})
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import tokenizers
 
-from benchmarks import dedup_corpus
+from benchmarks import common
+from benchmarks.common import timed
 from dataprep.byte_level import ByteLevelBPE, byte_alphabet
 from dataprep.storage import array_buffers, read_groups, read_table
-from dataprep.tokenizer import TokensConfig
 from jobs import corpus, tokens
 from jobs.config import Config
 from jobs.corpus import Partition
@@ -80,16 +79,12 @@ def speed(partitions: list[Partition], tokenizer: str, limit: float) -> Row:
     for column in columns(partitions, limit):
         texts = column.to_pylist()
         data, offsets = array_buffers(column)
-        times = [time.thread_time()]
-        ids, ends = ours.encode(data, offsets)
-        times.append(time.thread_time())
-        expected = library.encode_batch_fast(texts, add_special_tokens=False)
-        times.append(time.thread_time())
+        seconds, (ids, ends) = timed(lambda data=data, offsets=offsets: ours.encode(data, offsets))
+        row["ours"] += seconds
+        seconds, expected = timed(lambda texts=texts: library.encode_batch_fast(texts, add_special_tokens=False))
+        row["hf"] += seconds
         if peer:
-            list(map(peer, texts))
-            times.append(time.thread_time())
-        for name, seconds in zip(("ours", "hf", "tiktoken"), np.diff(times), strict=False):
-            row[name] += seconds
+            row["tiktoken"] += timed(lambda texts=texts: list(map(peer, texts)))[0]
         row["bytes"] += int(offsets[-1] - offsets[0])
         row["documents"] += len(texts)
         spans = zip(expected, itertools.pairwise(ends), strict=True)
@@ -97,26 +92,10 @@ def speed(partitions: list[Partition], tokenizer: str, limit: float) -> Row:
     return row
 
 
-def line(name: str, row: Row) -> str:
-    speeds = "  ".join(f"{k} {row['bytes'] / 1e6 / row[k]:6.2f}" for k in ("ours", "hf", "tiktoken") if k in row)
-    return (
-        f"{name:36} {row['bytes'] / 1e6:6.1f} MB, MB/s: {speeds}  {row['hf'] / row['ours']:5.1f}x"
-        f"  mismatched {row['mismatched']:.0f} of {row['documents']:.0f}"
-    )
-
-
-def job_seconds(config: Config, workers: int) -> float:
-    """Wall seconds of the tokens job on the committed corpus; the workers have loaded the tokeniser before."""
-    for path in Path(config.root).glob("tokens-*"):
-        shutil.rmtree(path)
-    with Engine(config.root, workers) as engine:
-        coder = tokens.coder(engine, config)
-        corpus.partitions(engine, config)
-        ray = engine.ray()
-        ray.get([ray.remote(warm).remote(coder) for _ in range(4 * workers)])
-        began = time.perf_counter()
-        tokens.build(engine, config)
-        return time.perf_counter() - began
+def line(name: str, row: Row) -> tuple[str, ...]:
+    speeds = (f"{row['bytes'] / 1e6 / row[k]:.2f}" if k in row else "" for k in ("ours", "hf", "tiktoken"))
+    faster = f"{row['hf'] / row['ours']:.1f}x"
+    return name, f"{row['bytes'] / 1e6:.1f}", *speeds, faster, f"{row['mismatched']:.0f} of {row['documents']:.0f}"
 
 
 def warm(coder: tokens.Coder) -> None:
@@ -148,32 +127,26 @@ def compare_partition(task: tuple[str, str, str]) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = dedup_corpus.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--tokenizer", required=True, help="path of a tokenizer.json")
     parser.add_argument("--megabytes", type=float, default=6, help="of every source, for the speed")
     parser.add_argument("--all", action="store_true", help="compare the ids of every document: 5 to 10 minutes per GB")
     arguments = parser.parse_args()
-    files = dedup_corpus.sources(arguments.corpus)
+    files = common.sources(arguments.corpus)
     if arguments.quick:
         files = dict(list(files.items())[:4])
-    print(f"{len(files)} sources, {dedup_corpus.about('tokenizers')}")
-    print("takes about 5 minutes (--quick: less than one)")
+    print(f"{len(files)} sources, {common.about('tokenizers')}; takes about 5 minutes (--quick: less than one)")
     with tempfile.TemporaryDirectory() as root:
-        config = dedup_corpus.configuration(root, files, 2)
-        sections: dict[str, Any] = {
-            "tokens": TokensConfig(tokenizer=os.path.abspath(arguments.tokenizer)),
-            "corpus": config.corpus.model_copy(update={"partition_mb": 32}),
-        }
-        config = config.model_copy(update=sections)
+        sections = {"tokens": {"tokenizer": os.path.abspath(arguments.tokenizer)}, "corpus": {"partition_mb": 32}}
+        config = common.configuration(root, files, 2, **sections)
         with Engine(root, 2) as engine:
-            partitions = corpus.partitions(engine, config)
-        rows: dict[str, Row] = {}
-        for source, group in itertools.groupby(partitions, lambda p: p.source):
-            limit = 1 if arguments.quick else arguments.megabytes
-            rows[source] = speed(list(group), arguments.tokenizer, limit * 1e6)
-            print(line(source, rows[source]), flush=True)
+            partitions, coder = corpus.partitions(engine, config), tokens.coder(engine, config)
+        limit = 1e6 if arguments.quick else arguments.megabytes * 1e6
+        grouped = itertools.groupby(partitions, lambda p: p.source)
+        rows = {source: speed(list(group), arguments.tokenizer, limit) for source, group in grouped}
         total = {key: sum(row[key] for row in rows.values()) for key in next(iter(rows.values()))}
-        print(line("all", total))
+        names = ("source", "MB", "MB/s: ours", "tokenizers", "tiktoken", "against tokenizers", "other ids")
+        common.table("encoding, one core", names, [line(*item) for item in [*rows.items(), ("all", total)]])
         figures = {
             "mb_s_core": total["bytes"] / 1e6 / total["ours"],
             "vs_hf": total["hf"] / total["ours"],
@@ -184,16 +157,13 @@ def main() -> None:
         if "tiktoken" in total:
             figures["vs_tiktoken"] = total["tiktoken"] / total["ours"]
         if not arguments.quick:
-            pairs = [(job_seconds(config, 1), job_seconds(config, 2)) for _ in range(3)]
-            print("  one against two workers:", ", ".join(f"{one:.1f} s / {two:.1f} s" for one, two in pairs))
-            figures["two_worker_speedup"] = sorted(one / two for one, two in pairs)[1]
+            run = partial(common.job, config, build=tokens.build, warm=partial(warm, coder))
+            figures["two_worker_speedup"] = common.two_worker_speedup(lambda workers: run(workers)[0], 3)
         if arguments.all:
             whole = compare(config)
             figures["compared_documents"] = whole["documents"]
             figures["mismatched_documents"] += whole["mismatched"]
-    for name, value in figures.items():
-        print(f"{name:24} {value:12.2f}")
-    dedup_corpus.save(arguments.json, figures)
+    common.report(arguments.json, figures)
 
 
 if __name__ == "__main__":

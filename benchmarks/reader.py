@@ -1,18 +1,16 @@
 """Reading shards beside numpy's memmap of flat tokens; opening a log of 1T tokens. `python -m benchmarks.reader`."""
 
-import argparse
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.dedup_corpus import about, save
+from benchmarks.common import about, cpu_seconds, parser, report, table
 from dataprep.storage import Attempt
 from mixer.reader import ShardLog
 from mixer.shards import SEGMENT, StageInfo, shard_key, write_end, write_shard
@@ -70,7 +68,7 @@ def write_trillion(directory: str, ended: bool) -> int:
     return rows * COMMITS
 
 
-def open_in_the_middle(directory: str, total: int, send: Connection) -> None:
+def open_in_the_middle(directory: str, total: int) -> tuple[float, float]:
     """Seconds, and MB of memory beyond what the imports took at their peak."""
     before = peak_mb()
     began = time.perf_counter()
@@ -78,7 +76,7 @@ def open_in_the_middle(directory: str, total: int, send: Connection) -> None:
     assert log.wait(total) == total
     assert log.read(total // 2 + 5, total // 2 + 6).tokens.shape == (1, CONTEXT)
     seconds = time.perf_counter() - began
-    send.send((seconds, peak_mb() - before))
+    return seconds, peak_mb() - before
 
 
 def peak_mb() -> float:
@@ -88,84 +86,59 @@ def peak_mb() -> float:
 
 
 def in_a_fresh_process(directory: str, total: int) -> tuple[float, float]:
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(False)
-    process = context.Process(target=open_in_the_middle, args=(directory, total, send))
-    process.start()
-    found = receive.recv()
-    process.join()
-    return found
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(open_in_the_middle, (directory, total))
 
 
-def rate(work: Callable[[], int]) -> float:
-    """Tokens per second of this thread's CPU time, files in the page cache; the better of two runs."""
-    best = 0.0
-    for _ in range(2):
-        began = time.thread_time()
-        best = max(best, work() / (time.thread_time() - began))
-    return best
-
-
-def sequential(read: Callable[[int, int], np.ndarray], sequences: int) -> Callable[[], int]:
-    def work() -> int:
-        return sum(read(first, min(first + STEP, sequences)).size for first in range(0, sequences, STEP))
-
-    return work
-
-
-def scattered(read: Callable[[int, int], np.ndarray], sequences: int) -> Callable[[], int]:
+def speeds(read: Callable[[int, int], np.ndarray], sequences: int) -> list[float]:
+    """Million tokens/s of CPU time, files in the page cache: steps in order, and single sequences anywhere."""
     places = np.random.default_rng(1).integers(0, sequences, 300).tolist()
-    return lambda: sum(read(place, place + 1).size for place in places)
+    in_order = [(first, min(first + STEP, sequences)) for first in range(0, sequences, STEP)]
 
+    def rate(spans: list[tuple[int, int]]) -> float:
+        seconds = cpu_seconds(lambda: deque((read(*span) for span in spans), maxlen=0), 2)  # keeps none of them
+        return sum(b - a for a, b in spans) * CONTEXT / 1e6 / seconds
 
-@contextmanager
-def folder() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="reader-") as path:
-        yield path
+    return [rate(in_order), rate([(place, place + 1) for place in places])]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer tokens: under a minute")
-    parser.add_argument("--json", help="write the figures there, as one flat object")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, reads_corpus=False).parse_args()
     sequences = 2048 if arguments.quick else 16384
-    print(about("xxhash"))
     millions, size = sequences * CONTEXT / 1e6, sequences * CONTEXT * 11 / 1e9
-    print(f"{millions:,.0f}M Zipf-distributed tokens in the page cache, one thread, its CPU time")
+    print(f"{millions:,.0f}M Zipf-distributed tokens in the page cache, one thread, its CPU time; {about('xxhash')}")
     print(f"takes {'20 seconds' if arguments.quick else 'a minute'}, and {size:.1f} GB of disk for a while")
     pa.set_cpu_count(1)
     figures: dict[str, float] = {}
-    print(f"{'million tokens/s':40} {'in order':>10} {'one sequence anywhere':>22}")
+    rows = []
     for dtype, vocabulary in DTYPES.items():
         tokens = np.minimum(np.random.default_rng(0).zipf(1.2, (sequences, CONTEXT)), vocabulary - 1).astype(dtype)
-        with folder() as directory:
+        with tempfile.TemporaryDirectory(prefix="reader-") as directory:
             for compression in ("zstd", "none"):
                 size = write_log(f"{directory}/{compression}", tokens, stage(dtype, compression))
                 log = ShardLog(f"{directory}/{compression}")
                 log.wait(1)
-                read = lambda a, b, log=log: log.read(a, b).tokens  # noqa: E731
-                speeds = [rate(make(read, sequences)) for make in (sequential, scattered)]
-                name = f"{dtype}, {compression}, {size / tokens.nbytes:.0%} of its bytes"
-                print(f"{name:40} {speeds[0] / 1e6:10,.0f} {speeds[1] / 1e6:22,.0f}")
+                found = speeds(lambda a, b, log=log: log.read(a, b).tokens, sequences)
+                rows.append((f"{dtype}, {compression}, {size / tokens.nbytes:.0%} of its bytes", *found))
                 if dtype == "uint16":
-                    figures[f"tokens_s_{'zstd' if compression == 'zstd' else 'raw'}"] = speeds[0]
+                    figures[f"tokens_s_{'zstd' if compression == 'zstd' else 'raw'}"] = found[0] * 1e6
             flat = Path(directory) / "flat.bin"
             tokens.tofile(flat)
             peer = np.memmap(flat, dtype, "r").reshape(tokens.shape)
-            read = lambda a, b, peer=peer: np.array(peer[a:b])  # noqa: E731
-            speeds = [rate(make(read, sequences)) for make in (sequential, scattered)]
-            print(f"{f'{dtype}, memmap (nothing verified)':40} {speeds[0] / 1e6:10,.0f} {speeds[1] / 1e6:22,.0f}")
-            figures[f"memmap_{dtype}"] = speeds[0]
+            found = speeds(lambda a, b, peer=peer: np.array(peer[a:b]), sequences)
+            rows.append((f"{dtype}, memmap (nothing verified)", *found))
+            figures[f"memmap_{dtype}"] = found[0] * 1e6
+    names = ("million tokens/s", "in order", "one sequence anywhere")
+    table("", names, [(name, *(f"{speed:,.0f}" for speed in found)) for name, *found in rows])
     for ended in (True, False):
-        with folder() as directory:
+        with tempfile.TemporaryDirectory(prefix="reader-") as directory:
             total = write_trillion(directory, ended)
             seconds, memory = in_a_fresh_process(directory, total)
             name = "ended" if ended else "still being packed"
             print(f"1T tokens, {COMMITS:,} commits, {name}: opened, one sequence: {seconds:.2f} s, {memory:.0f} MB")
             figures["open_1t_s"] = max(seconds, figures.get("open_1t_s", 0.0))
             figures["open_1t_mb"] = max(memory, figures.get("open_1t_mb", 0.0))
-    save(arguments.json, figures)
+    report(arguments.json, figures)
 
 
 if __name__ == "__main__":

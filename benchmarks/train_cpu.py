@@ -1,10 +1,8 @@
 """Training speed on the CPU beside `transformers`' MiniMax, same weights: `python -m benchmarks.train_cpu [--long]`."""
 
 import resource
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,36 +12,23 @@ from torch.nn import functional as F
 from transformers import MiniMaxForCausalLM
 from transformers.utils import logging
 
-from benchmarks.dedup_corpus import about, save
-from benchmarks.dedup_corpus import parser as command_line
+from benchmarks import common
+from benchmarks.common import about, medians
 from dataprep.storage import UserError
 from mixer.reader import SEGMENT, Batch
 from trainer.checkpoint import Progress, Saver
 from trainer.config import ModelConfig, TrainConfig
 from trainer.data import pack
 from trainer.hf import export
-from trainer.loop import open_log
 from trainer.model import Decoder
 from trainer.moe import balance_loss
 from trainer.parallel import build_model, build_optimizer, world
+from trainer.stages import open_log
 
 MODEL = ModelConfig(hidden=256, layers=8, heads=4, kv_heads=2, head_dim=64, rotary_dim=32, ffn=512, experts=8, block=64)
 VOCABULARY = 8192
 LENGTHS = {"512": 512, "2k": 2048, "8k": 8192}
 BATCH = 8  # documents in one of their padded batches
-Step = Callable[[], object]
-
-
-def median_times(steps: dict[str, Step], repeats: int) -> dict[str, float]:
-    """Seconds of each, interleaved, after one run each to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 1):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if turn:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def their_step(model: MiniMaxForCausalLM, optimizer: torch.optim.Optimizer, batches: list[torch.Tensor]) -> None:
@@ -95,7 +80,6 @@ def pair(directory: Path, model: Decoder, config: TrainConfig, ranks: object) ->
         directory, model, build_optimizer(config, model), progress, shape | {"config": config.model_dump(mode="json")}
     )
     saver.wait()
-    saver.close()
     export(directory / progress.checkpoint, directory / "hf")
     logging.set_verbosity_error()  # it tells of decay buffers that it makes itself
     logging.disable_progress_bar()
@@ -116,14 +100,9 @@ def compare(root: str | None, stage: str, quick: bool) -> dict[str, float]:
         for name, length in LENGTHS.items():
             batch = one_document(length)
             rows = [torch.from_numpy(batch.tokens)]
-            seconds = median_times(
-                {
-                    "ours": lambda b=[batch]: our_step(ours, adam[0], b),
-                    "theirs": lambda r=rows: their_step(theirs, adam[1], r),
-                },
-                repeats,
-            )
-            figures |= row(name, length, seconds)
+            steps = {"ours": partial(our_step, ours, adam[0], [batch])}
+            steps["theirs"] = partial(their_step, theirs, adam[1], rows)
+            figures |= row(name, length, medians(steps, repeats))
         figures["tokens_s"] = figures["tokens_s_2k"]
         if root:
             figures |= packed(root, stage, ours, theirs, adam, 2 if quick else 16, 1 if quick else 3)
@@ -139,7 +118,7 @@ def row(name: str, tokens: int, seconds: dict[str, float]) -> dict[str, float]:
 
 def packed(root: str, stage: str, ours, theirs, adam, sequences: int, repeats: int) -> dict[str, float]:
     """Real tokens per second on the first sequences of a packed stage: our rows, their documents padded."""
-    log = open_log(root, stage)
+    log = open_log(TrainConfig(), root, stage)
     batch = log.read(0, min(sequences, log.wait(sequences)))
     if log.stage.vocab_size > VOCABULARY:
         raise UserError(f"{root} has a vocabulary of {log.stage.vocab_size}; the benchmark's model has {VOCABULARY}")
@@ -150,10 +129,10 @@ def packed(root: str, stage: str, ours, theirs, adam, sequences: int, repeats: i
     print(
         f"{stage}: {len(batch.tokens)} sequences of {log.stage.context}, {len(documents)} documents, {tokens:,} tokens"
     )
-    steps: dict[str, Step] = {"ours": lambda: our_step(ours, adam[0], [batch])}
+    steps = {"ours": partial(our_step, ours, adam[0], [batch])}
     for name, by_length in (("theirs", False), ("theirs_grouped", True)):
         steps[name] = partial(their_step, theirs, adam[1], padded(documents, by_length))
-    seconds = median_times(steps, repeats)
+    seconds = medians(steps, repeats)
     figures = row("packed", tokens, seconds)
     return figures | {"vs_transformers_grouped": seconds["theirs_grouped"] / seconds["ours"]}
 
@@ -180,15 +159,14 @@ def long_row() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = command_line(__doc__)
+    parser = common.parser(__doc__, reads_corpus=False)
     parser.add_argument("--root", help="a root with packed shards of the demo, for the packed comparison")
     parser.add_argument("--stage", default="context-2k", help="the stage to take them from")
     parser.add_argument("--long", action="store_true", help="only the step on a row of 1M tokens")
     arguments = parser.parse_args()
-    print(
-        "takes about 2 minutes" if arguments.long else "takes about 1 minute" if arguments.quick else "about 6 minutes"
-    )
-    save(arguments.json, long_row() if arguments.long else compare(arguments.root, arguments.stage, arguments.quick))
+    print(f"takes about {2 if arguments.long else 1 if arguments.quick else 6} minutes")
+    figures = long_row() if arguments.long else compare(arguments.root, arguments.stage, arguments.quick)
+    common.report(arguments.json, figures)
 
 
 if __name__ == "__main__":

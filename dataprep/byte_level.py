@@ -15,6 +15,7 @@ from tokenizers import AddedToken, pre_tokenizers
 
 from dataprep import nfc
 from dataprep.pretokenizer import Unsupported, compile_pre_tokenizer
+from dataprep.storage import binary_array
 from kernels import bpe, merges, scan
 
 DYNAMIC_WORDS = 1 << 17  # cached at once beside the vocabulary, at most
@@ -159,8 +160,8 @@ class ByteLevelBPE:
         """
         texts = len(offsets) - 1
         segments = Segments(data, offsets, np.arange(texts), np.full(texts, -1))
-        if len(broken := not_utf8(data, offsets)):
-            segments = segments.rewritten(broken, lambda text: text.decode(errors="replace").encode())
+        if not is_utf8(data, offsets):
+            segments = segments.rewritten(np.arange(texts), lambda text: text.decode(errors="replace").encode())
         segments = self._raw.split(segments)
         if self._nfc:
             rows = nfc.may_change(read_only(segments.data), read_only(segments.bounds))
@@ -182,21 +183,11 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def not_utf8(data: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The rows that are not valid UTF-8."""
-    buffers = [None, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(data)]
-    column = pa.LargeStringArray.from_buffers(len(offsets) - 1, *buffers[1:])
+def is_utf8(data: np.ndarray, offsets: np.ndarray) -> bool:
+    """Whether all texts are valid UTF-8."""
     try:
-        column.validate(full=True)
+        binary_array(data, offsets).view(pa.large_string()).validate(full=True)
     except pa.ArrowInvalid:
-        return np.array([row for row in range(len(column)) if not _valid(data[offsets[row] : offsets[row + 1]])])
-    return np.zeros(0, np.int64)
-
-
-def _valid(text: np.ndarray) -> bool:
-    try:
-        text.tobytes().decode()
-    except UnicodeDecodeError:
         return False
     return True
 

@@ -7,7 +7,6 @@ document's *overlap* is the largest share of one item's distinct n-grams that it
 question ..."), no evidence, and count for nothing.
 """
 
-import json
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
@@ -15,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from dataprep.config import Fields, SourceConfig
 from dataprep.phrases import Phrases, hashes, runs
-from dataprep.readers import Bad, kind_of, read_records
+from dataprep.readers import named_records
 from dataprep.storage import UserError
 
 COMMON = 100
@@ -135,23 +133,11 @@ def items(name: str, config: EvaluationSet) -> list[str]:
     """The items of an evaluation set. UserError names the file, the record and what is wrong."""
     key = f"quality.decontaminate.sets.{name}"
     first, *others = config.fields
-    source = SourceConfig(name="evaluation", paths=(config.path,), fields=Fields(text=first, id=None))
     found = []
-    try:
-        lines = kind_of(config.path, source) == "text"
-        for record in read_records(config.path, source):
-            if isinstance(record, Bad):
-                raise UserError(f"{key}: record {record.record} of {config.path}: {record.reason}: {record.detail}")
-            text = record.text.decode()
-            if lines:
-                found += [line for line in text.splitlines() if line.strip()]
-                continue
-            meta = json.loads(record.meta)
-            if absent := [name for name in others if name not in meta]:
-                raise UserError(f"{key}: record {record.record} of {config.path} has no field {absent[0]!r}")
-            found.append("\n".join([text, *(s for name in others for s in _strings(meta[name]))]))
-    except OSError as error:
-        raise UserError(f"{key}: {config.path} cannot be read ({error}); name a file") from None
+    for number, text, fields in named_records(key, config.path, first):
+        if absent := [name for name in others if name not in fields]:
+            raise UserError(f"{key}: {config.path}, record {number} has no field {absent[0]!r}")
+        found.append("\n".join([text, *(s for name in others for s in _strings(fields[name]))]))
     if not found:
         raise UserError(f"{key}: {config.path} has no items; name another file or leave the set out")
     return found

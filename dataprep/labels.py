@@ -112,21 +112,12 @@ def sample(documents: pa.Table, quality: pa.Table, config: LabelsConfig) -> pa.T
         name: quality[name].cast(pa.string()) if name in quality.column_names else pa.nulls(len(quality), pa.string())
         for name in STRATUM[1:]
     }
-    place = mix(
-        _first_words(documents["content_hash"]) ^ np.uint64(xxhash.xxh3_64_intdigest(b"labels", config.seed % 2**64))
-    )
+    salt = np.uint64(xxhash.xxh3_64_intdigest(b"labels", config.seed % 2**64))
+    place = mix(storage.hash_halves(documents["content_hash"])[:, 0] ^ salt)
     table = pa.table({"doc": documents["doc"], "place": place} | strings)
     chosen = choose(table, config.per_stratum)
     text = pc.utf8_slice_codeunits(documents["text"].take(chosen), 0, config.characters)
     return table.take(chosen).append_column("text", text)
-
-
-def _first_words(hashes: pa.ChunkedArray) -> np.ndarray:
-    """The first eight bytes of every content hash as uint64."""
-    parts = [
-        np.frombuffer(c.buffers()[1], np.uint64)[2 * c.offset : 2 * (c.offset + len(c)) : 2] for c in hashes.chunks
-    ]
-    return np.concatenate([np.zeros(0, np.uint64), *parts])
 
 
 def choose(table: pa.Table, count: int) -> pa.Array:

@@ -10,9 +10,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import xxhash
+
 from dataprep import python_installation, readers
 from dataprep.config import CorpusConfig, SourceConfig
-from dataprep.storage import UserError, canonical_json, exists, expand, filesystem, is_local, read_bytes, write_bytes
+from dataprep.storage import (
+    UserError,
+    canonical_json,
+    exists,
+    expand,
+    filesystem,
+    is_local,
+    read_bytes,
+    read_json,
+    write_bytes,
+    write_json,
+)
 
 MAX_FILES = 1 << 24
 
@@ -94,11 +107,16 @@ def groups(active: Sequence[Entry]) -> dict[int, list[Entry]]:
 
 
 def load(path: str) -> list[Entry]:
-    """The manifest in a file; empty where there is none."""
-    if not exists(path):
-        return []
+    """The manifest in a file; empty where there never was one. UserError where what was written there is gone."""
+    lines = read_bytes(path).splitlines(keepends=True) if exists(path) else []
+    written = read_json(_check(path), files=int, xxh3=str) or {"files": 0, "xxh3": _digest([])}
+    if _digest(lines[: written["files"]]) != written["xxh3"]:
+        raise UserError(
+            f"{path} has {len(lines)} lines, not all of the {written['files']} that were written there: without them "
+            "the documents under this root cannot be told apart; restore it from a copy, or choose another --root"
+        )
     try:
-        entries = [Entry(**json.loads(line)) for line in read_bytes(path).splitlines()]
+        entries = [Entry(**json.loads(line)) for line in lines]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a corpus manifest ({error}); restore it or start a new corpus") from error
     if [e.file for e in entries] != list(range(len(entries))):
@@ -107,7 +125,22 @@ def load(path: str) -> list[Entry]:
 
 
 def save(path: str, manifest: Sequence[Entry]) -> None:
-    write_bytes(path, b"".join(canonical_json(asdict(entry)) + b"\n" for entry in manifest))
+    """Write what has grown, then how much there must be from now on. Killed between the two, the next call goes on."""
+    written = read_json(_check(path), files=int)
+    if written and written["files"] == len(manifest):
+        return
+    lines = [canonical_json(asdict(entry)) + b"\n" for entry in manifest]
+    write_bytes(path, b"".join(lines))
+    write_json(_check(path), {"files": len(lines), "xxh3": _digest(lines)})
+
+
+def _check(path: str) -> str:
+    """The file beside a manifest that says how many lines it had when it last grew, and their checksum."""
+    return path.removesuffix(".jsonl") + ".check.json"
+
+
+def _digest(lines: Sequence[bytes]) -> str:
+    return xxhash.xxh3_128_hexdigest(b"".join(lines))
 
 
 def inspect(path: str) -> tuple[int, str]:
@@ -143,7 +176,11 @@ def _source_inputs(source: SourceConfig) -> list[InputFile]:
 
 
 def _input(label: str, path: str, source: SourceConfig) -> InputFile:
-    readers.kind_of(path, source)  # a file that nobody can read is an error now, not later in a task
+    try:
+        readers.kind_of(path, source)  # a file that nobody can read is an error now, not later in a task
+    except ValueError as error:
+        todo = "set the source's `kind` or leave the file out with `exclude`"
+        raise UserError(f"source {source.name!r}: {error}; {todo}") from None
     with _named(source, f"cannot read {path!r}", path, "mend it or `exclude` it"):
         path.encode()
         size, version = inspect(path)

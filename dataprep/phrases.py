@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from dataprep import storage
 from dataprep.storage import array_buffers
 from kernels.membership import bitmap, members
 from kernels.minhash import shingles
@@ -35,15 +36,12 @@ class Phrases:
     def find(self, text: pa.ChunkedArray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(documents, keys): where every occurrence is, and of which phrase (a place in `keys`); int64, in pieces."""
         data, offsets = array_buffers(text)
-        first, last = 0, len(offsets) - 1
-        while first < last:
-            end = max(first + 1, int(np.searchsorted(offsets, offsets[first] + CHUNK)) - 1)
+        for first, end in storage.runs(offsets, CHUNK):
             words, word_offsets = word_hashes(data, offsets[first : end + 1], "verification")
             for n in self.lengths:
                 values, value_offsets = shingles(words, word_offsets, n)
                 places, found = members(values, self.keys, self._bits)
                 yield first + np.searchsorted(value_offsets, places, side="right") - 1, found
-            first = end
 
 
 def hashes(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ places in the pattern: what comes first in it is what a backtracking matcher wou
 """
 
 import functools
-import itertools
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -270,25 +269,20 @@ def compile_pattern(pattern: str) -> Scanner:
     held.append(np.zeros(len(program.sets), bool))  # the end of the text is in no set
     width = len(held)
     states: dict[tuple[int, ...], int] = {(): 0, (first,): width}
+    found: list[tuple[int, ...]] = [(first,)]
     steps: list[int] = [0] * width
-    for threads in itertools.islice(iter_growing(states), 1, None):
+    for threads in found:  # it grows meanwhile
         for row in held:
             following, matched = program.step(threads, row)
-            steps.append(states.setdefault(following, len(states) * width) << 1 | matched)
+            if following not in states:
+                states[following] = len(states) * width
+                found.append(following)
+            steps.append(states[following] << 1 | matched)
         if len(states) > MOST_STATES:
             raise Unsupported("its pattern needs too many states")
     if any(step & 1 for step in steps[width : 2 * width]):
         raise Unsupported("its pattern matches the empty text")
     return Scanner(classes.astype(np.uint8), np.array(steps, np.int32), width)
-
-
-def iter_growing(states: dict[tuple[int, ...], int]) -> Any:
-    """The keys of a dictionary in order, those added meanwhile too."""
-    done = 0
-    while done < len(states):
-        batch = list(itertools.islice(states, done, None))
-        done += len(batch)
-        yield from batch
 
 
 def leaves_nothing_out(scanner: Scanner) -> bool:

@@ -1,7 +1,7 @@
 """Quality: what is measured of every document, the rules it fails, a score in 0..1 and a tier. Nothing is removed.
 
 Two steps. `measure` reads the text, which takes its time; `judge` reads what was measured, so that rules and tiers can
-be tried out in seconds. Tiers by quantile need the scores of the whole corpus in between (`add_histograms`).
+be tried out in seconds. Tiers by quantile need the scores of the whole corpus in between.
 
 The *score* is the mean over the signals in SCORE of how far the document lies on the way from worst (0) to best (1): is
 there enough text, is it made of words, with a rich vocabulary, and how much of it repeats itself. It asks nothing that
@@ -10,7 +10,6 @@ only English prose can give, so sources without rules have all tiers too. A clas
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -85,18 +84,6 @@ def histograms(measured: pa.Table, documents: pa.Table) -> Histograms:
             str(b): n for b, n in zip(values.tolist(), counts.tolist(), strict=True)
         }
     return result
-
-
-def add_histograms(parts: Iterable[Histograms]) -> Histograms:
-    """The histograms of several partitions as one, whatever their order."""
-    total: Histograms = {}
-    for part in parts:
-        for source, languages in part.items():
-            for language, bins in languages.items():
-                sums = total.setdefault(source, {}).setdefault(language, {})
-                for name, count in bins.items():
-                    sums[name] = sums.get(name, 0) + count
-    return total
 
 
 def cuts(scores: Histograms, config: QualityConfig) -> Cuts:

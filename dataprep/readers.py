@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataprep import python_installation
-from dataprep.config import Kind, SourceConfig
+from dataprep.config import Fields, Kind, SourceConfig
 from dataprep.storage import UserError, open_file
 from dataprep.streams import Unreadable, blocks, lines
 
@@ -31,11 +31,6 @@ _STRING = re.compile(rb'"[^"]*"?')
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
 _MISSING = object()
 _UNFIT = (pa.ArrowException, ValueError, OverflowError, KeyError)  # of values that Python's own types cannot hold
-_SAME_LAYOUT = {
-    pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view(),
-    pa.date64(): pa.int64(), pa.time32("s"): pa.int32(), pa.time32("ms"): pa.int32(),
-    pa.time64("us"): pa.int64(), pa.time64("ns"): pa.int64(),
-}  # fmt: skip
 
 
 class Record(NamedTuple):
@@ -64,17 +59,38 @@ class Rejected(Exception):
 
 
 def kind_of(path: str, source: SourceConfig) -> Kind:
-    """How to read a file. UserError where neither the source nor the file's suffix says."""
+    """How to read a file. ValueError where neither the source nor the file's suffix says."""
     if source.kind:
         return source.kind
     name = path.removesuffix(".gz").removesuffix(".zst")
     suffix = "." + name.rsplit("/", 1)[-1].rpartition(".")[2].lower()
     if suffix not in SUFFIXES:
-        raise UserError(
-            f"source {source.name!r}: {path} has none of the suffixes {' '.join(SUFFIXES)}; "
-            "set the source's `kind` or leave the file out with `exclude`"
-        )
+        raise ValueError(f"{path} has none of the suffixes {' '.join(SUFFIXES)}")
     return SUFFIXES[suffix]
+
+
+def named_records(key: str, path: str, text: str = "text") -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number, text, other fields) of every record in a file that a key of the configuration names.
+
+    Of a text file, every line that is not blank is one. UserError, naming the key, for the first that is not taken.
+    """
+    source = SourceConfig(name="named", paths=(path,), fields=Fields(text=text, id=None))
+    try:
+        kind = kind_of(path, source)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}; convert it or name another file") from None
+    try:
+        for found in read_records(path, source):
+            if isinstance(found, Bad):
+                where = f"{path}, record {found.record}"
+                raise UserError(f"{key}: {where}: {found.reason} ({found.detail}); mend or remove it")
+            if kind == "text":
+                lines = enumerate(found.text.decode().splitlines())
+                yield from ((number, line, {}) for number, line in lines if line.strip())
+            else:
+                yield found.record, found.text.decode(), json.loads(found.meta)
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error}); name a file") from None
 
 
 def read_records(path: str, source: SourceConfig) -> Iterator[Record | Bad]:
@@ -302,80 +318,48 @@ def _rows(batches: Iterator[pa.RecordBatch], source: SourceConfig, number: int =
     while True:
         with _arrow_errors():
             batch = next(batches, None)
-            if batch is None:
-                return
-            _validate(batch)
-            step = max(1, min(len(batch), BATCH_BYTES * len(batch) // max(1, batch.nbytes)))
+        if batch is None:
+            return
+        step = max(1, min(len(batch), BATCH_BYTES * len(batch) // max(1, batch.get_total_buffer_size())))
         for start in range(0, len(batch), step):
             with _arrow_errors():
-                rows, rejected = _to_rows(batch.slice(start, step))
-            for index, row in enumerate(rows):
+                rows = _to_rows(batch.slice(start, step))
+            for row in rows:
                 try:
-                    if index in rejected:
-                        raise rejected[index]
-                    yield _record(number, row, source)
+                    yield _bad(number, row, b"") if isinstance(row, Rejected) else _record(number, row, source)
                 except Rejected as why:
                     yield _bad(number, why, str(row)[:800].encode("utf-8", "replace"))
                 number += 1
 
 
-def _validate(batch: pa.RecordBatch) -> None:
-    """ArrowInvalid where the batch points outside its own buffers: to use its values would end the process."""
+def _to_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Rejected]:
+    """The rows, or why one has a value that nothing here can hold."""
+    try:
+        batch.validate(full=True)  # to use values that point outside their buffers would end the process
+        columns = [column.to_pylist() for column in batch.columns]
+        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+    except _UNFIT:
+        if len(batch) > 1:  # one by one, so that no row depends on its neighbours
+            return [row for i in range(len(batch)) for row in _to_rows(batch.slice(i, 1))]
     try:
         batch.validate(full=True)
-    except pa.ArrowInvalid:
-        # Arrow also minds single values, such as text that is not UTF-8; those cost no more than their own record.
-        for column in batch.columns:
-            layout = _layout(column.type)
-            (column if layout == column.type else column.view(layout)).validate(full=True)
-
-
-def _layout(kind: pa.DataType) -> pa.DataType:
-    """The type of the same buffers in which any bytes are a valid value."""
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_layout(field.type)) for field in kind])
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_layout(kind.value_type)))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_layout(kind.value_type)))
-    if pa.types.is_map(kind):
-        return pa.map_(_layout(kind.key_type), _layout(kind.item_type))
-    if pa.types.is_dictionary(kind):
-        return pa.dictionary(kind.index_type, _layout(kind.value_type), kind.ordered)
-    if pa.types.is_decimal(kind):
-        return pa.binary(kind.byte_width)
-    return _SAME_LAYOUT.get(kind, kind)
-
-
-def _to_rows(batch: pa.RecordBatch) -> tuple[list[dict[str, Any]], dict[int, Rejected]]:
-    """The rows, and why some of them (by index) have a value that nothing here can hold."""
-    rejected: dict[int, Rejected] = {}
-    names = batch.schema.names
-    columns = [_values(name, column, rejected) for name, column in zip(names, batch.columns, strict=True)]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)], rejected
-
-
-def _values(name: str, column: pa.Array, rejected: dict[int, Rejected], first: int = 0) -> list[Any]:
-    """A column as Python values; what Python cannot hold (a date after the year 9999) as a string.
-
-    first: the row that the column begins with, to number what is rejected.
-    """
-    try:
-        return column.to_pylist()
+        return [{name: _value(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}]
+    except Rejected as why:
+        return [why]
     except _UNFIT as error:
-        if len(column) > 1:  # one by one, so that no value depends on its neighbours
-            each = (_values(name, column.slice(i, 1), rejected, first + i) for i in range(len(column)))
-            return [value for values in each for value in values]
-        if isinstance(error, UnicodeDecodeError):
-            rejected[first] = Rejected("invalid UTF-8", f"{name!r}: {error}")
-            return [None]
+        return [Rejected("invalid UTF-8" if "UTF8" in str(error) else "unreadable value", str(error))]
+
+
+def _value(name: str, column: pa.Array) -> Any:
+    """The one value of a column; what Python cannot hold (a date after the year 9999) as a string."""
+    with contextlib.suppress(*_UNFIT):
+        return column[0].as_py()
     try:
         if pa.types.is_timestamp(column.type) and column.type.tz:
             column = column.view(pa.timestamp(column.type.unit, "UTC"))  # the zone itself may be unknown
-        return column.cast(pa.string()).to_pylist()
+        return column.cast(pa.string())[0].as_py()
     except _UNFIT as error:
-        rejected[first] = Rejected("unreadable value", f"{name!r}: {error}")
-        return [None]
+        raise Rejected("unreadable value", f"{name!r}: {error}") from error
 
 
 @contextlib.contextmanager

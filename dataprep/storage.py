@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -98,16 +98,27 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def read_json(path: str) -> Any:
-    """The JSON value in a file, or None where there is no such file. UserError where it is no JSON."""
+def read_json(path: str, /, **shape: type) -> Any:
+    """The JSON value in a file, or None where there is no such file. UserError where it is no JSON or, if keys and the
+    types of their values are given, no object that has these."""
     try:
-        return json.loads(read_bytes(path))
+        value = json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
     except WrongURL:
         raise
     except ValueError:
         raise UserError(f"{path} is damaged: no JSON any more; remove it and run the same command again") from None
+    odd = [key for key, kind in shape.items() if not isinstance(value, dict) or not isinstance(value.get(key), kind)]
+    if odd:
+        raise UserError(f"{path} is damaged: it has no {', no '.join(odd)}; remove it and run the job that writes it")
+    return value
+
+
+def latest(root: str, step: str) -> str | None:
+    """The directory of a step's newest output, as `latest/STEP.json` says; None where there is none yet."""
+    pointer = read_json(join(root, "latest", f"{step}.json"), directory=str)
+    return pointer and join(root, pointer["directory"])
 
 
 def open_file(path: str) -> BinaryIO:
@@ -126,34 +137,35 @@ def arrow_file(path: str) -> pa.NativeFile:
 
 
 @contextlib.contextmanager
-def local_copy(path: str) -> Iterator[str]:
-    """A local file to write; it becomes `path`, whole, when the block ends without an error."""
-    local = is_local(path)
-    if local:
-        target = Path(path.removeprefix("file://"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
-    else:
-        temporary = Path(tempfile.gettempdir()) / f"{TEMPORARY}{uuid.uuid4().hex}"
+def _temporary(path: str, suffix: str = "") -> Iterator[str]:
+    """A local file to write, beside `path` if that is local; it is gone when the block ends."""
+    folder = Path(path.removeprefix("file://")).parent if is_local(path) else Path(tempfile.gettempdir())
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}{suffix}"
     try:
         yield str(temporary)
-        if local:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        else:
-            fs, name = filesystem(path)
-            fs.put_file(str(temporary), name)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
 
 
+def _place(temporary: str, path: str) -> None:
+    """Make a local file `path`, whole or not at all: by rename or by one PUT."""
+    if is_local(path):
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path.removeprefix("file://"))
+    else:
+        fs, name = filesystem(path)
+        fs.put_file(temporary, name)
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Write a small file atomically: temporary file and rename, or one PUT."""
     if is_local(path):
-        with local_copy(path) as temporary, open(temporary, "wb") as file:
-            file.write(data)
+        with _temporary(path) as temporary:
+            Path(temporary).write_bytes(data)
+            _place(temporary, path)
     else:
         fs, name = filesystem(path)
         fs.pipe_file(name, data)
@@ -176,6 +188,22 @@ def ensure_json(path: str, value: Any) -> None:
         there = None
     if there is None or canonical_json(there) != canonical_json(value):
         write_json(path, value)
+
+
+def add_up(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of several aggregates: mappings of counts, or of such mappings, key by key."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        _add(total, part)
+    return total
+
+
+def _add(total: dict[str, Any], part: Mapping[str, Any]) -> None:
+    for key, value in part.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(key, {}), value)
+        else:
+            total[key] = total.get(key, 0) + value
 
 
 def fingerprint(value: Any) -> str:
@@ -247,7 +275,7 @@ class Commit:
     def load(cls, directory: str, key: str) -> "Commit | None":
         """The commit of a partition; None where there is none, or a damaged one: then the partition is made again."""
         try:
-            value = read_json(join(directory, key + COMMIT))
+            value = read_json(join(directory, key + COMMIT), key=str, inputs=dict, files=dict, aggregates=dict)
             return None if value is None else cls(**value, directory=directory)
         except (UserError, TypeError):
             return None
@@ -267,26 +295,12 @@ class Attempt:
         plain: the final name is the key and the suffix alone, without a checksum: for formats whose files belong
         together by name.
         """
-        local = is_local(self.directory)
-        folder = Path(self.directory.removeprefix("file://")) if local else Path(tempfile.gettempdir())
-        if local:
-            folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}{suffix}"
-        try:
-            yield str(temporary)
-            digest = checksum(str(temporary))
+        with _temporary(join(self.directory, self.key), suffix) as temporary:
+            yield temporary
+            digest = checksum(temporary)
             final = self.key + suffix if plain else f"{self.key}.{name}.{digest[:12]}{suffix}"
-            self.files[name] = {"name": final, "bytes": temporary.stat().st_size, "xxh3": digest}
-            if local:
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(temporary, folder / final)
-            else:
-                fs, target = filesystem(join(self.directory, final))
-                fs.put_file(str(temporary), target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            self.files[name] = {"name": final, "bytes": os.path.getsize(temporary), "xxh3": digest}
+            _place(temporary, join(self.directory, final))
 
     def table(self, name: str, table: pa.Table, row_group_size: int = 1 << 16) -> None:
         """Write a table as zstd Parquet."""
@@ -367,3 +381,18 @@ def array_buffers(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.nd
         return np.zeros(0, np.uint8), np.zeros(1, np.int64)
     view = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
     return np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8), view
+
+
+def runs(offsets: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """(first, behind the last) of consecutive values of at most `size` bytes together, or one longer value."""
+    start = 0
+    while start < len(offsets) - 1:
+        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + size, "right")) - 1)
+        yield start, stop
+        start = stop
+
+
+def hash_halves(column: pa.ChunkedArray) -> np.ndarray:
+    """uint64[values, 2] of a fixed_size_binary[16] column without nulls."""
+    data, offsets = array_buffers(column.cast(pa.large_binary()))
+    return data[offsets[0] : offsets[-1]].view(np.uint64).reshape(-1, 2)

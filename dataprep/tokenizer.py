@@ -26,7 +26,7 @@ from sentencepiece import SentencePieceProcessor
 from dataprep.byte_level import ByteLevelBPE
 from dataprep.pretokenizer import Unsupported
 from dataprep.scripts import scripts_of
-from dataprep.storage import UserError, array_buffers, binary_array, fingerprint, read_bytes
+from dataprep.storage import UserError, array_buffers, binary_array, fingerprint, read_bytes, runs
 
 EOS = "<|endoftext|>"
 BOS = "<|startoftext|>"
@@ -163,8 +163,8 @@ class Tokenizer:
         data, offsets = array_buffers(texts)
         encode = self._encode_by_library if self._backend.fast is None else self._backend.fast.encode
         blocks, lengths = [np.zeros(0, self.dtype)], [np.zeros(1, np.int64)]
-        for rows in _rows(offsets):
-            ids, ends = encode(data, offsets[rows.start : rows.stop + 1])
+        for start, stop in runs(offsets, BLOCK):
+            ids, ends = encode(data, offsets[start : stop + 1])
             if self.bos is None:
                 control, places = [self.eos], ends[1:]
             else:
@@ -188,16 +188,6 @@ class Tokenizer:
     def decode(self, ids: np.ndarray) -> str:
         """The text of some ids, control tokens by their names."""
         return self._backend.decode(ids.tolist())
-
-
-def _rows(offsets: np.ndarray) -> Iterator[range]:
-    """Consecutive texts of about BLOCK bytes."""
-    start = 0
-    while start < len(offsets) - 1:
-        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + BLOCK)))
-        stop = min(stop, len(offsets) - 1)
-        yield range(start, stop)
-        start = stop
 
 
 def load(path: str, config: TokensConfig) -> Tokenizer:

@@ -1,6 +1,5 @@
 """Training of the quality classifier: labelled rows in, a calibrated model with its metrics out. One thread."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,8 +10,7 @@ import xxhash
 
 from dataprep import metrics
 from dataprep.classifier import HEADS, RATINGS, Classifier, ClassifierConfig
-from dataprep.config import Fields, SourceConfig
-from dataprep.readers import Bad, read_records
+from dataprep.readers import named_records
 from dataprep.storage import UserError
 from kernels.classifier import FOLDING, train_epoch
 from kernels.words import mix, word_hashes
@@ -41,17 +39,11 @@ def read_rows(paths: list[str], config: ClassifierConfig) -> Iterator[Row]:
 
     UserError at the first row that cannot be read, or whose label is out of range.
     """
-    source = SourceConfig(name="labels", paths=tuple(paths), fields=Fields(text="text", id=None))
     for path in paths:
-        for found in read_records(path, source):
-            where = f"{path}, record {found.record}"
-            if isinstance(found, Bad):
-                raise UserError(f"{where}: {found.reason} ({found.detail}); mend or remove the row")
-            fields = json.loads(found.meta)
-            if labels := _labels(fields, config.scale, where):
-                text = found.text.decode()[: config.characters].encode()
+        for number, text, fields in named_records("classifier.labels", path):
+            if labels := _labels(fields, config.scale, f"{path}, record {number}"):
                 groups = {name: str(fields[name]) for name in GROUPS if fields.get(name) is not None}
-                yield Row(text, labels, groups, str(fields.get("group") or ""))
+                yield Row(text[: config.characters].encode(), labels, groups, str(fields.get("group") or ""))
 
 
 def _labels(fields: dict[str, Any], scale: float, where: str) -> dict[str, Any]:
@@ -64,35 +56,33 @@ def _labels(fields: dict[str, Any], scale: float, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: {name} is {value!r}; it must be a number from 0 to {scale:g} (classifier.scale)")
         labels[name] = value / scale
     if (value := fields.get("label")) is not None:
-        number = isinstance(value, int | float) and 0 <= value <= 1
+        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
         if not number and not (isinstance(value, str) and value in LABELS):
             raise UserError(f"{where}: label is {value!r}; it must be good or bad, or a number from 0 to 1")
         labels["quality"] = LABELS[value] if isinstance(value, str) else float(value)
     if (value := fields.get("domain")) is not None:
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value.strip():
             raise UserError(f"{where}: domain is {value!r}; it must be a name")
         labels["domain"] = value
     return labels
 
 
 def train(rows: Iterable[Row], config: ClassifierConfig) -> Classifier:
-    """A classifier with every head that has labels. UserError where there are too few rows to train and test."""
+    """A classifier with every head that has labels. UserError where these are too few, or all the same."""
     rows = sorted(rows, key=lambda row: (row.unit, row.text, sorted(row.labels.items())))  # any order of files will do
     heads = tuple(name for name in HEADS if any(name in row.labels for row in rows))
     domains = tuple(sorted({row.labels["domain"] for row in rows if "domain" in row.labels}))
     domains = domains if len(domains) > 1 else ()
     if not heads and not domains:
-        raise UserError("no row bears a label: knowledge, helpfulness, label, or domain with two or more names")
+        raise UserError(
+            "classifier.labels: no row bears a label: knowledge, helpfulness, label, or domain with two or more names"
+        )
     targets = _targets(rows, heads, domains)
     part = _parts(rows, config)
-    for k, name in enumerate((*heads, *domains[:1])):
-        counts = np.bincount(part[~np.isnan(targets[:, k])], minlength=3).tolist()
-        if min(counts) < 2:
-            what = "domain" if k >= len(heads) else name
-            raise UserError(
-                f"{what} has {sum(counts)} labelled rows, {counts[TRAIN]} to train, {counts[CALIBRATE]} to calibrate "
-                f"and {counts[TEST]} to test on: too few; label more, or raise classifier.held_out"
-            )
+    for k, name in enumerate(heads):
+        _check_labels("label" if name == "quality" else name, targets[:, k : k + 1], part)
+    if domains:
+        _check_labels("domain", targets[:, len(heads) :], part)
     offsets = np.concatenate([[0], np.cumsum([len(row.text) for row in rows])]).astype(np.int64)
     words, offsets = word_hashes(np.frombuffer(b"".join(row.text for row in rows), np.uint8), offsets, FOLDING)
     embeddings, weights, bias = _descend(words, offsets, targets, np.flatnonzero(part == TRAIN), len(heads), config)
@@ -121,14 +111,27 @@ def _targets(rows: list[Row], heads: tuple[str, ...], domains: tuple[str, ...]) 
     return targets
 
 
-def _hash(rows: list[Row], seed: int) -> np.ndarray:
-    keys = (row.unit.encode() or row.text for row in rows)
-    return np.fromiter((xxhash.xxh3_64_intdigest(key, seed % 2**64) for key in keys), np.uint64, len(rows))
+def _check_labels(field: str, targets: np.ndarray, part: np.ndarray) -> None:
+    """UserError where a field's labels are too few, or tell nothing apart."""
+    there = ~np.isnan(targets[:, 0])
+    counts = np.bincount(part[there], minlength=3).tolist()
+    if min(counts) < 2:
+        raise UserError(
+            f"{field} has {sum(counts)} labelled rows, {counts[TRAIN]} to train, {counts[CALIBRATE]} to calibrate "
+            f"and {counts[TEST]} to test on: too few; label more, or raise classifier.held_out"
+        )
+    if len(np.unique(targets[there & (part == TRAIN)], axis=0)) < 2:
+        raise UserError(
+            f"{field}: all {counts[TRAIN]} rows to train on bear the same label, so there is nothing to tell apart; "
+            "label texts of the other kind too, or train on rows without it"
+        )
 
 
 def _parts(rows: list[Row], config: ClassifierConfig) -> np.ndarray:
     """TRAIN, CALIBRATE or TEST for each row, by the hash of its unit."""
-    place = mix(_hash(rows, config.seed)) / 2.0**64
+    keys = (row.unit.encode() or row.text for row in rows)
+    hashes = np.fromiter((xxhash.xxh3_64_intdigest(key, config.seed % 2**64) for key in keys), np.uint64, len(rows))
+    place = mix(hashes) / 2.0**64
     return np.where(place >= config.held_out, TRAIN, np.where(place >= config.held_out / 2, CALIBRATE, TEST))
 
 

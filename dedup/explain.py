@@ -1,39 +1,11 @@
-"""Why a document was removed, for a person: documents by number, where two texts differ, text safe for a terminal."""
+"""Why a document was removed, for a person: where two texts differ, text safe for a terminal."""
 
 import difflib
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from dataprep import storage
-
-COLUMNS = ["doc", "source", "id", "origin", "text"]
 MOST_WORDS = 20_000  # of the parts that differ: beyond, whole lines are compared
 CONTEXT, MOST_SHOWN = 6, 40  # words around a differing place, words of it
 SHARED, MOST_CHARACTERS = 20, 1000  # of what is alike in two long words, of a place in all
-
-
-def documents(paths: Sequence[str], starts: Sequence[int], docs: Collection[int]) -> dict[int, dict[str, Any]]:
-    """doc -> its row (COLUMNS). paths: the corpus partitions, in order; starts: the first doc of each."""
-    wanted = defaultdict(list)
-    for doc in sorted(docs):
-        wanted[int(np.searchsorted(np.array(starts, np.uint64), np.uint64(doc), side="right")) - 1].append(doc)
-    found: dict[int, dict[str, Any]] = {}
-    for number, members in wanted.items():
-        if number >= 0:
-            with storage.arrow_file(paths[number]) as file:
-                parquet, values = pq.ParquetFile(file), pa.array(members, pa.uint64())
-                for group in range(parquet.num_row_groups):  # texts of a group that holds one, of no other
-                    here = pc.is_in(parquet.read_row_group(group, ["doc"])["doc"], values)
-                    if pc.any(here).as_py():
-                        rows = parquet.read_row_group(group, COLUMNS).filter(here)
-                        found |= {row["doc"]: row for row in rows.to_pylist()}
-    return found
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from dataprep.storage import array_buffers
+from dataprep.storage import array_buffers, hash_halves, runs
 from dedup.config import DedupConfig
 from kernels import minhash, words
 
@@ -38,7 +38,7 @@ def signatures(documents: pa.Table, config: DedupConfig) -> pa.Table:
     """
     _, offsets = array_buffers(documents["text"])
     length = np.diff(offsets).astype(np.uint64)
-    hashes = _halves(documents["content_hash"])
+    hashes = hash_halves(documents["content_hash"])
     source = documents["source"].cast(pa.string()).combine_chunks()
     salt = _salts(source, config)
     n_words, bands = _bands(documents["text"], salt, config)
@@ -53,16 +53,6 @@ def signatures(documents: pa.Table, config: DedupConfig) -> pa.Table:
         bands,
     ]
     return pa.table(columns, schema=SCHEMA)
-
-
-def _halves(content_hash: pa.ChunkedArray) -> np.ndarray:
-    """uint64[documents, 2] from a fixed_size_binary[16] column."""
-    parts = [np.zeros((0, 2), np.uint64)]
-    for chunk in content_hash.chunks:
-        if len(chunk):
-            halves = np.frombuffer(chunk.buffers()[1], np.uint64).reshape(-1, 2)
-            parts.append(halves[chunk.offset : chunk.offset + len(chunk)])
-    return np.concatenate(parts)
 
 
 def _salts(source: pa.Array, config: DedupConfig) -> np.ndarray:
@@ -109,8 +99,5 @@ def batches(text: pa.ChunkedArray, batch_bytes: int) -> Iterator[tuple[np.ndarra
     """(bytes, offsets) of runs of documents: about batch_bytes each, or one longer document. No copy."""
     for chunk in text.chunks:
         data, offsets = array_buffers(chunk)
-        start = 0
-        while start < len(offsets) - 1:
-            stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + batch_bytes, "right")) - 1)
+        for start, stop in runs(offsets, batch_bytes):
             yield data, offsets[start : stop + 1]
-            start = stop

@@ -9,13 +9,14 @@ from typing import Any
 from dataprep import storage
 from dataprep.classifier import Classifier, ClassifierConfig
 from dataprep.storage import Attempt, Commit, UserError
-from dataprep.train_classifier import read_rows, train
+from dataprep.train_classifier import GROUPS, read_rows, train
 from jobs import label
 from jobs.config import Config
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
 VERSION = 1
+LEAST_SHOWN = 20  # held-out rows of a language or source
 
 
 @once_per_run
@@ -37,8 +38,8 @@ def label_files(engine: Engine, config: Config) -> list[str]:
         found += files
     if found:
         return sorted(set(found))
-    pointer = storage.read_json(storage.join(engine.root, "latest", "labels.json"))
-    commits = label.committed(storage.join(engine.root, pointer["directory"])) if pointer else []
+    labels = storage.latest(engine.root, "labels")
+    commits = label.committed(labels) if labels else []
     if not commits:
         raise UserError("no labels: name files in classifier.labels, or let a language model rate some (jobs/label.py)")
     return [commit.path("labels") for commit in commits]
@@ -57,10 +58,19 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     counts = metrics.pop("rows")
     say(f"trained on {counts['train']:,} rows, calibrated on {counts['calibrate']:,}; on the held-out rows:")
     for head, found in metrics.items():
-        for where, values in [("all", found["all"]), *found["language"].items(), *found["source"].items()]:
-            shown = ", ".join(f"{name} {'-' if value is None else value}" for name, value in values.items())
-            say(f"{head}, {where}: {shown}")
+        show(f"{head}, all", found["all"])
+        for group in GROUPS:
+            enough = {name: values for name, values in found[group].items() if values["rows"] >= LEAST_SHOWN}
+            for name, values in enough.items():
+                show(f"{head}, {group} {name}", values)
+            if few := sorted(found[group].keys() - enough.keys()):
+                say(f"{head}, {group}s with under {LEAST_SHOWN} rows, too few to tell: {', '.join(few)}")
     say(f"model: {commit.path('model')}")
+
+
+def show(where: str, values: dict[str, Any]) -> None:
+    shown = (f"{name} {'-' if value is None else value}" for name, value in values.items() if name != "rows")
+    say(f"{where} ({values['rows']:,} rows): {', '.join(shown)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import select
 import shlex
 import sys
 from collections.abc import Callable
@@ -17,7 +18,16 @@ from jobs.engine import DryRunEnd, Engine
 
 def run(name: str) -> None:
     """Run the job in module `jobs.NAME` and exit: 0 done, 1 a mistake or failure, 2 wrong usage."""
-    sys.exit(main(importlib.import_module(f"jobs.{name}"), sys.argv[1:]))
+    try:
+        code = main(importlib.import_module(f"jobs.{name}"), sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        (poll := select.poll()).register(sys.stdout, 0)
+        if not poll.poll(0):
+            raise  # it was another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read it, `head`, has seen enough
+        code = 1
+    sys.exit(code)
 
 
 def main(job: Any, argv: list[str]) -> int:

@@ -4,19 +4,23 @@ if not __package__:  # run as a script
     import _script  # noqa: F401
 
 import argparse
-from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from dataprep import manifest
 from dataprep.config import CorpusConfig, SourceConfig
-from dataprep.corpus import build_group
-from dataprep.storage import Attempt, Commit, UserError, fingerprint, join
+from dataprep.corpus import RECORD_BITS, build_group
+from dataprep.storage import Attempt, Commit, UserError, add_up, arrow_file, fingerprint, join, latest
 from jobs.config import Config
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
-VERSION = 2
+VERSION = 3
 NOT_CONTENT = {"paths", "include", "exclude", "max_bytes"}  # keys that choose files, not what a file becomes
 
 
@@ -46,7 +50,7 @@ def build(engine: Engine, config: Config) -> list[Commit]:
             f"{inside[0]} of source {inputs[0].source} lies in the outputs' root {engine.root}; keep them apart"
         )
     entries, active = manifest.update(before, inputs, corpus.group_mb * 1e6)
-    if entries != before and not engine.dry_run:
+    if not engine.dry_run:
         manifest.save(path, entries)
     tasks = []
     for number, members in sorted(manifest.groups(active).items()):
@@ -86,16 +90,32 @@ def partitions(engine: Engine, config: Config) -> list[Partition]:
     return found
 
 
+def documents(
+    root: str, docs: Collection[int], columns: Sequence[str] = ("source", "id", "origin", "text")
+) -> dict[int, dict[str, Any]]:
+    """doc -> its row, for those of `docs` that the corpus under a root holds. A text is read with its row group."""
+    directory, entries = latest(root, "corpus"), manifest.load(join(root, "manifest.jsonl"))
+    by_group: dict[int, list[int]] = {}
+    for doc in docs:
+        if (file := doc >> RECORD_BITS) < len(entries):
+            by_group.setdefault(entries[file].group, []).append(doc)
+    found: dict[int, dict[str, Any]] = {}
+    for group, members in by_group.items():
+        commit, values = Commit.load(directory or "", f"{group:05d}"), pa.array(members, pa.uint64())
+        for path in [commit.path(name) for name in commit.files if name.startswith("documents-")] if commit else ():
+            with arrow_file(path) as opened:
+                parquet = pq.ParquetFile(opened)
+                for number in range(parquet.num_row_groups):
+                    here = pc.is_in(parquet.read_row_group(number, ["doc"])["doc"], values)
+                    if pc.any(here).as_py():
+                        rows = parquet.read_row_group(number, ["doc", *columns]).filter(here)
+                        found |= {row["doc"]: row for row in rows.to_pylist()}
+    return found
+
+
 def totals(commits: list[Commit], name: str) -> dict[str, Any]:
     """An aggregate {source: count} or {source: {reason: count}} summed over commits."""
-    result: dict[str, Any] = {}
-    for commit in commits:
-        for source, value in commit.aggregates[name].items():
-            if isinstance(value, dict):
-                result[source] = dict(Counter(result.get(source, {})) + Counter(value))
-            else:
-                result[source] = result.get(source, 0) + value
-    return dict(sorted(result.items()))
+    return dict(sorted(add_up(commit.aggregates[name] for commit in commits).items()))
 
 
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:

@@ -54,7 +54,7 @@ def build(engine: Engine, config: Config) -> list[Commit]:
     losses = engine.map(Step("dedup-loss", VERSION), count_losses, tasks)
     sums = report.total(c.aggregates["sources"] for c in losses)
     if report.worst_loss(sums)[0] > config.dedup.max_source_loss:
-        raise UserError(report.alarm(sums, config.dedup.max_source_loss, found.worst_clusters(engine.root, sums)))
+        raise UserError(report.alarm(sums, config.dedup.max_source_loss, found.worst_clusters(sums)))
     tasks = [
         Task(t.key, {**t.inputs, "loss": c.fingerprint}, (*t.args, c.aggregates["sources"]), t.bytes)
         for t, c in zip(tasks, losses, strict=True)
@@ -76,7 +76,7 @@ def find(engine: Engine, config: Config) -> Found:
     verdicts = engine.once(
         Step("dedup-verdicts", VERSION), choose, Task("all", inputs, (paths,), sum(c.bytes for c in edges))
     )
-    return Found(partitions, signed, verdicts)
+    return Found(engine.root, signed, verdicts)
 
 
 def find_pairs(engine: Engine, signed: list[Commit]) -> list[Commit]:

@@ -1,46 +1,38 @@
 """What the dedup job tells a person: losses by source, the clusters behind an alarm, why one document was removed."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataprep import manifest, storage
-from dataprep.storage import Commit, UserError, read_table
+from dataprep import manifest
+from dataprep.storage import Commit, UserError, join, read_table
 from dedup import explain, report
-from jobs.corpus import Partition
-from jobs.progress import console
+from jobs.corpus import documents
+from jobs.progress import table
 
 
 @dataclass(frozen=True)
 class Found:
-    """What deduplication would remove. removed, clusters: tables in the commit of `verdicts`."""
+    """What deduplication would remove. signed: by corpus partition. removed, clusters: tables in `verdicts`."""
 
-    partitions: list[Partition]
+    root: str
     signed: list[Commit]
     verdicts: Commit
 
-    @property
-    def starts(self) -> list[int]:
-        """The first document of each partition; they hold ascending documents, so these route any doc."""
-        return [c.aggregates["first_doc"] for c in self.signed]
-
-    def documents(self, docs: Collection[int]) -> dict[int, dict[str, Any]]:
-        return explain.documents([p.documents for p in self.partitions], self.starts, docs)
-
-    def worst_clusters(self, root: str, sums: report.Aggregates) -> list[str]:
+    def worst_clusters(self, sums: report.Aggregates) -> list[str]:
         """One line for each of the ten clusters that take most near duplicates from the source that loses most."""
         source = report.worst_loss(sums)[1]
-        files = [e.file for e in manifest.load(storage.join(root, "manifest.jsonl")) if e.source == source]
+        files = [e.file for e in manifest.load(join(self.root, "manifest.jsonl")) if e.source == source]
         removed = read_table(self.verdicts.path("removed"), ["doc", "reason", "jaccard", "cluster"])
         lost = removed.filter(pc.equal(removed["reason"].cast(pa.string()), "near"))
         file_of = pc.shift_right(lost["doc"], pa.scalar(40, pa.uint64()))
         lost = lost.filter(pc.is_in(file_of, pa.array(files, pa.uint64())))
         sizes = lost.group_by("cluster").aggregate([("doc", "count"), ("doc", "min"), ("jaccard", "min")])
         sizes = sizes.sort_by([("doc_count", "descending"), ("cluster", "ascending")]).slice(0, 10).to_pylist()
-        texts = self.documents({row[name] for row in sizes for name in ("cluster", "doc_min")})
+        texts = documents(self.root, {row[name] for row in sizes for name in ("cluster", "doc_min")})
         return [
             f"  {row['doc_count']:,} like {describe(texts[row['cluster']])}\n"
             f"    at Jaccard {row['jaccard_min']:.2f} and more, such as {describe(texts[row['doc_min']])}"
@@ -49,7 +41,7 @@ class Found:
 
     def explanation(self, doc: int) -> Iterator[str]:
         """What `--explain` prints, line by line."""
-        texts = self.documents({doc}) if 0 <= doc < 1 << 64 else {}
+        texts = documents(self.root, {doc}) if 0 <= doc < 1 << 64 else {}
         if doc not in texts:
             raise UserError(
                 f"there is no document {doc}; the column `doc` of the corpus and of `clusters` has the numbers"
@@ -62,7 +54,7 @@ class Found:
             followers = removed.filter(pc.equal(removed["keeper"], number))
             yield f"is kept; documents removed as its duplicates: {len(followers):,}"
             return
-        keeper = self.documents({row["keeper"]})[row["keeper"]]
+        keeper = documents(self.root, {row["keeper"]})[row["keeper"]]
         copy = "an exact copy" + (" of a near duplicate" if row["jaccard"] < 1 else "")
         kind = copy if row["reason"] == "exact" else "a near duplicate"
         yield f"is removed as {kind} (Jaccard {row['jaccard']:.4f}) of"
@@ -79,19 +71,12 @@ def describe(row: dict[str, Any]) -> str:
 
 def print_summary(sums: report.Aggregates) -> None:
     """A table of what every source loses."""
-    from rich.table import Table
-
-    table = Table(title="deduplication", title_justify="left")
-    for column in ("source", "documents", "MB", "exact", "near", "kept", "MB kept", "near share"):
-        table.add_column(column, justify="left" if column == "source" else "right", no_wrap=True)
+    rows = []
     for source, reasons in sorted(sums.items()):
         documents, size = ({r: reasons.get(r, {}).get(u, 0) for r in report.REASONS} for u in ("documents", "bytes"))
-        table.add_row(
-            source,
-            f"{sum(documents.values()):,}",
-            f"{sum(size.values()) / 1e6:,.1f}",
-            *(f"{documents[r]:,}" for r in ("exact", "near", "kept")),
-            f"{size['kept'] / 1e6:,.1f}",
-            f"{documents['near'] / max(1, documents['near'] + documents['kept']):.1%}",
-        )
-    console.print(table)
+        counts = [f"{documents[reason]:,}" for reason in ("exact", "near", "kept")]
+        near = documents["near"] / max(1, documents["near"] + documents["kept"])
+        whole, kept = (f"{n / 1e6:,.1f}" for n in (sum(size.values()), size["kept"]))
+        rows.append([source, f"{sum(documents.values()):,}", whole, *counts, kept, f"{near:.1%}"])
+    columns = ("source", "documents", "MB", "exact", "near", "kept", "MB kept", "near share")
+    table("deduplication", columns, rows)

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -201,13 +202,11 @@ class Engine:
         directory = step.directory(self.root)
         weights = weights or [sum(t.bytes for t in tasks) // max(1, ranges)] * ranges
         outputs = [Task(f"{r:05d}", {"all": whole}, (r, *reduce_args(r)), weights[r]) for r in range(ranges)]
-        if self.missing(directory, outputs) and not self.dry_run:
+        if not self.dry_run and len(self.committed(directory, outputs)) < len(outputs):
             regroup(self, step.name, directory, cut, tasks, ranges, reduce, outputs)
         commits = self.complete(step.name, directory, reduce, outputs)
         if not self.dry_run:
-            storage.remove(
-                storage.join(directory, "slices")
-            )  # here, not only after a regroup: a kill may have come between
+            storage.remove(storage.join(directory, "slices"))  # a kill may have come after the last range
         self.publish(step)
         return commits
 
@@ -219,10 +218,12 @@ class Engine:
         """Bring every task's partition up to date and remove what no longer belongs. Commits in the tasks' order."""
         have = self.committed(directory, tasks)
         pending = [t for t in tasks if t.key not in have]
+        if self.dry_run and pending:
+            say(f"{name}: {len(have)} of {len(tasks)} partitions there, {len(pending)} would run")
+            raise DryRunEnd(name)
         if self.dry_run:
-            self._report_dry(name, len(tasks), len(pending))
+            say(f"{name}: all {len(tasks)} partitions there")
         elif pending:
-            self._check_writable(directory)
             with Progress(name, len(tasks), len(have), sum(t.bytes for t in pending)) as progress:
                 for task, commit in self._run(function, directory, pending):
                     have[task.key] = commit
@@ -242,10 +243,6 @@ class Engine:
             for t, c in zip(present, found, strict=True)
             if c and c.inputs == t.inputs and self._whole(c, there)
         }
-
-    def missing(self, directory: str, tasks: Sequence[Task]) -> list[Task]:
-        have = self.committed(directory, tasks)
-        return [t for t in tasks if t.key not in have]
 
     @staticmethod
     def _whole(commit: Commit, there: dict[str, int]) -> bool:
@@ -271,19 +268,6 @@ class Engine:
         pointer = {"directory": directory.removeprefix(self.root + "/")}
         storage.ensure_json(storage.join(directory, "step.json"), about)
         storage.ensure_json(storage.join(self.root, "latest", f"{step.name}.json"), pointer)
-
-    def _check_writable(self, directory: str) -> None:
-        if storage.is_local(directory):
-            try:
-                Path(directory.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise storage.explain_os_error(error) or error from error
-
-    def _report_dry(self, name: str, total: int, pending: int) -> None:
-        if pending:
-            say(f"{name}: {total - pending} of {total} partitions there, {pending} would run")
-            raise DryRunEnd(name)
-        say(f"{name}: all {total} partitions there")
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -354,6 +338,8 @@ class Engine:
                         logging_level=logging.ERROR,
                     )
             self._started_ray = True
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own prints a stack trace
         return ray
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from dataprep import storage
-from dataprep.storage import Attempt
+from dataprep.storage import Attempt, UserError
 
 if TYPE_CHECKING:
     from jobs.engine import Engine, Task
@@ -57,27 +58,48 @@ def write_slices(attempt: Attempt, table: pa.Table, ranges: np.ndarray, stride: 
     if RANGE not in table.column_names:
         table = table.append_column(RANGE, pa.array(np.asarray(ranges, np.uint32)))
     table = table.combine_chunks().take(pa.array(order)).combine_chunks()
-    schema = table.schema.with_metadata({"slices": json.dumps(present.tolist())})
+    listed = json.dumps(present.tolist())
+    schema = table.schema.with_metadata({"slices": listed, "xxh3": head_checksum(table.schema, listed)})
     table = table.replace_schema_metadata(schema.metadata)
     pieces = [table.slice(start, count) for start, count in zip(starts, counts, strict=True)]
     with attempt.file("slices", ".arrow") as path:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.ipc.new_file(path, schema, options=options) as writer:
-            for piece in pieces:
-                writer.write_batch(piece.to_batches()[0])
+            for number, piece in zip(present, pieces, strict=True):
+                batch = piece.to_batches()[0]
+                writer.write_batch(batch, custom_metadata={"xxh3": checksum(batch, int(number))})
     return {"rows": len(order)}
 
 
+def head_checksum(schema: pa.Schema, listed: str) -> str:
+    return xxhash.xxh3_64_hexdigest(schema.remove_metadata().serialize().to_pybytes() + listed.encode())
+
+
+def checksum(batch: pa.RecordBatch, number: int) -> str:
+    """Over the values of slice `number` as they are serialized: the same before and after a file."""
+    return xxhash.xxh3_64_hexdigest(batch.replace_schema_metadata(None).serialize(), seed=number)
+
+
 def read_slices(paths: Sequence[str], coarse: int) -> pa.Table:
-    """The rows of one slice from many files, in the files' order."""
+    """The rows of one slice from many files, in the files' order. UserError where one is not what was written."""
     batches, schema = [], None
     for path in paths:
-        with storage.arrow_file(path) as file:
-            reader = pa.ipc.open_file(file)
-            schema = reader.schema
-            slices = json.loads(schema.metadata[b"slices"])
-            if coarse in slices:
-                batches.append(reader.get_batch(slices.index(coarse)))
+        try:
+            with storage.arrow_file(path) as file:
+                reader = pa.ipc.open_file(file)
+                schema = reader.schema
+                listed = schema.metadata[b"slices"].decode()
+                whole = head_checksum(schema, listed) == schema.metadata[b"xxh3"].decode()
+                if whole and coarse in (slices := json.loads(listed)):
+                    batch, about = reader.get_batch_with_custom_metadata(slices.index(coarse))
+                    whole = checksum(batch, coarse) == about["xxh3"].decode()
+                    batches.append(batch)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, ValueError, LookupError, TypeError, OSError):  # for bytes that Arrow has not written
+            whole = False
+        if not whole:
+            raise UserError(f"{path} is damaged: a checksum differs; remove it and run the same command again")
     if schema is None:
         raise ValueError("an exchange without partitions has no rows and no schema")
     return pa.Table.from_batches([b.replace_schema_metadata(None) for b in batches], schema.remove_metadata())

@@ -50,30 +50,35 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def build_sample(engine: Engine, config: Config) -> pa.Table:
-    """The documents to ask about, in the order of asking, as `labels.sample` makes them."""
+    """The documents to ask about, in the order of asking, as `labels.sample` makes them.
+
+    A dry run draws them too, in this process: what they cost is what it is asked for.
+    """
     about = config.labels.model_dump(mode="json", include={"per_stratum", "characters", "seed"})
     tasks = [
         p.task(q.path("quality"), config.labels, quality=q.fingerprint)
         for p, q in zip(corpus.partitions(engine, config), quality.build(engine, config), strict=True)
     ]
-    commits = engine.map(Step("label-sample", SAMPLE_VERSION, about), sample_partition, tasks)
-    # Texts only of those that are chosen: all candidates' could be too many.
-    names = ["doc", "place", *labels.STRATUM]
-    table = pa.concat_tables([read_table(c.path("sample"), names) for c in commits])
-    table = table.take(labels.choose(table, config.labels.per_stratum))
-    texts: dict[int, str] = {}
-    wanted = set(table["doc"].to_pylist())
-    for commit in commits:
-        found = read_table(commit.path("sample"), ["doc", "text"])
-        texts |= {d: t for d, t in zip(found["doc"].to_pylist(), found["text"].to_pylist(), strict=True) if d in wanted}
-    return table.append_column("text", pa.array([texts[d] for d in table["doc"].to_pylist()], pa.large_string()))
+    step = Step("label-sample", SAMPLE_VERSION, about)
+    if engine.dry_run:
+        parts = (draw(*task.args) for task in tasks)
+    else:
+        parts = (read_table(c.path("sample")) for c in engine.map(step, sample_partition, tasks))
+    sample = next(parts)
+    for part in parts:  # one by one: all candidates' texts could be too many
+        sample = pa.concat_tables([sample, part])
+        sample = sample.take(labels.choose(sample, config.labels.per_stratum))
+    return sample
 
 
 def sample_partition(out: Attempt, path: str, quality_path: str, config: LabelsConfig) -> dict:
-    documents = read_table(path, ["doc", "source", "text", "content_hash"])
-    table = labels.sample(documents, read_table(quality_path), config)
+    table = draw(path, quality_path, config)
     out.table("sample", table)
     return {"documents": len(table)}
+
+
+def draw(path: str, quality_path: str, config: LabelsConfig) -> pa.Table:
+    return labels.sample(read_table(path, ["doc", "source", "text", "content_hash"]), read_table(quality_path), config)
 
 
 def step(config: LabelsConfig) -> Step:
@@ -219,11 +224,12 @@ def build(engine: Engine, config: Config) -> list[Commit]:
     engine.publish(what)  # before the first answer: what a stopped run has collected can be used
     if rows:
         labeller = Labeller(config.labels, directory, Chat(config.labels, budget), {c.key for c in before})
-        with Progress("labels", -(-len(rows) // config.labels.partition_rows), 0, 0) as progress:
-            try:
+        size = sum(len(row["text"].encode()) for row in rows)
+        try:
+            with Progress("labels", -(-len(rows) // config.labels.partition_rows), 0, size) as progress:
                 asyncio.run(labeller.run(rows, progress))
-            except OutOfBudget as stop:
-                say(str(stop))
+        except OutOfBudget as stop:
+            say(str(stop))
     commits = committed(directory)
     # Nothing is left to run: this clears away what a killed run may have left.
     return engine.map(what, sample_partition, [Task(c.key, c.inputs) for c in commits])
@@ -253,7 +259,12 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     if arguments.budget:
         values = config.labels.model_dump() | {"budget": arguments.budget}
         config = config.model_copy(update={"labels": check_budget(values)})
-    commits = build(engine, config)
+    try:
+        commits = build(engine, config)
+    except DryRunEnd as end:
+        if str(end) != "labels":  # the sample is drawn from the tiers
+            say(f"what the labels would cost can be told after: python jobs/quality.py {arguments.command_line}")
+        raise
     usage, failed = spent(commits), Counter[str]()
     for commit in commits:
         failed.update(commit.aggregates["failed"])

@@ -4,7 +4,6 @@ if not __package__:  # run as a script
     import _script  # noqa: F401
 
 import argparse
-import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -31,9 +30,8 @@ from mixer.plan import Plan
 from mixer.planner import make_plan
 from mixer.shards import StageInfo
 
-VERSION = 4
-PLAN_VERSION = 3
-PRESET_KEYS = ("preset", "scale", "context_scale", "long_qa")  # the stages say all that they stand for
+VERSION = 5
+PLAN_VERSION = 4
 LATEST = "latest"  # what --diff compares with if no file is named
 BEAT_SECONDS = 5.0
 
@@ -57,10 +55,9 @@ class StageLog:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that packing needs: the plan, where it lies, the stages (held-out first), the partitions to draw from."""
+    """All that packing needs: the plan and its commit, the stages (held-out first), the partitions to draw from."""
 
     plan: Plan
-    directory: str
     commit: Commit
     stages: list[StageLog]
     draws: list[Task]
@@ -112,10 +109,9 @@ def take_partition(
 def planned(engine: Engine, config: Config) -> Commit:
     """The plan's commit, with `plan` (JSON) and `places`."""
     inventories = inventory(engine, config)[0]
-    recipe = config.mix.model_dump(mode="json", exclude={*PRESET_KEYS, "exclude", "compression"})
     inputs = {c.key: c.fingerprint for c in inventories}
     task = Task("all", inputs, ([(c.directory, c.key) for c in inventories], config.mix))
-    return engine.once(Step("plan", PLAN_VERSION, recipe), plan_all, task)
+    return engine.once(Step("plan", PLAN_VERSION, config.mix.recipe), plan_all, task)
 
 
 @once_per_run
@@ -134,8 +130,8 @@ def prepare(engine: Engine, config: Config) -> Prepared:
         storage.ensure_json(storage.join(engine.root, "latest", "vocabulary.json"), used)
     stages = []
     for stage in (plan.held_out, *plan.stages):
-        info = plan.stage_info(stage.name, coder.vocab_size, coder.eos, tokenizer_print, "heartbeat.json")
-        info = dataclasses.replace(info, plan=fingerprint, compression=config.mix.compression)
+        shards_as = {"plan": fingerprint, "compression": config.mix.compression}
+        info = plan.stage_info(stage.name, coder.vocab_size, coder.eos, tokenizer=tokenizer_print, **shards_as)
         about = {"plan": fingerprint, "stage": stage.name, "compression": info.compression}
         pack_step = Step(f"pack-{stage.name}", VERSION, about)
         directory = pack_step.directory(engine.root)
@@ -153,7 +149,7 @@ def prepare(engine: Engine, config: Config) -> Prepared:
         )
         for i, t in zip(inventories, ids, strict=True)
     ]
-    return Prepared(plan, commit.directory, commit, stages, draws)
+    return Prepared(plan, commit, stages, draws)
 
 
 def plan_all(out: Attempt, inventories: list[tuple[str, str]], mix: MixConfig) -> dict:
@@ -189,7 +185,7 @@ def pack_stage(engine: Engine, prepared: Prepared, stage: StageLog) -> dict[str,
         stage.step, draw_partition, cuts, windows, write_window, lambda r: (stage.info, policy, prepared.plan.seed)
     )
     if engine.dry_run:
-        return storage.read_json(join(stage.directory, "end.json"))
+        return shards.read_end(stage.directory) or {}
     table = prepared.plan.places.select(["tier", "cap", "held_out"])
     caps = {row["tier"]: row["cap"] for row in table.to_pylist() if row["held_out"] == (name == HELD_OUT)}
     counts = guarantees.add_counts(c.aggregates for c in commits)
@@ -270,51 +266,19 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
         return
     prepared = prepare(engine, config)
     ends = pack_all(engine, prepared)
-    if engine.dry_run:
-        return
-    print_packed(prepared.stages, ends)
-
-
-def print_packed(stages: list[StageLog], ends: list[dict[str, Any]]) -> None:
-    """What packing promises (mixer/guarantees.py), as it turned out; shares stand beside the planned ones."""
-    from rich.table import Table
-
-    from jobs.progress import console
-
-    columns = ["stage", "sequences", "documents", "truncated", "dropped", "padding", "cut", "pieces", "per sequence"]
-    packed = Table(title="packed: none lost, none cut that fits, none over its cap", title_justify="left")
-    shares = Table(title="achieved shares (planned), %", title_justify="left")
-    for column in [*columns, "sum of squares p50 / p99 / max", "order x length"]:
-        packed.add_column(column, justify="left" if column == "stage" else "right")
-    for column in ("stage", *guarantees.CELL):
-        shares.add_column(column.replace("_", " "))
-    for stage, end in zip(stages, ends, strict=True):
-        t, name = end["totals"], stage.info.stage
-        numbers = [end["sequences"], t["items"], t["truncated"], t["dropped"]]
-        cells = [f"{n:,}" for n in numbers] + [f"{t['padding_share']:.3%}", f"{t['cut']:,}", f"{t['pieces']:,}"]
-        squares = " / ".join(f"{n:.2g}" for n in t["sum_of_squares"].values())
-        packed.add_row(
-            name, *cells, f"{t['segments_per_sequence']:.1f}", squares, f"{t['order_length_correlation']:+.2f}"
-        )
-        texts = [
-            ", ".join(f"{key} {100 * is_:.1f} ({100 * planned:.1f})" for key, (planned, is_) in t["shares"][by].items())
-            for by in guarantees.CELL
-        ]
-        shares.add_row(name, *texts)
-    console.print(packed)
-    console.print(shares)
-    for stage in stages:
-        say(f"{stage.info.stage}: {stage.directory}")
+    if not engine.dry_run:
+        plan_report.show_packed([stage.info.stage for stage in prepared.stages], ends)
+        for stage in prepared.stages:
+            say(f"{stage.info.stage}: {stage.directory}")
 
 
 def say_changes(engine: Engine, config: Config, path: str) -> None:
     """Plan in memory and compare: what `latest` points to is left alone."""
     if path == LATEST:
-        entry = storage.read_json(join(engine.root, "latest", "plan.json"))
-        latest = Commit.load(join(engine.root, entry["directory"]), "all") if entry else None
-        if latest is None:
+        directory = storage.latest(engine.root, "plan")
+        if (commit := Commit.load(directory, "all") if directory else None) is None:
             raise UserError(f"--diff: there is no plan under {engine.root} yet; name a plan's JSON file")
-        path = latest.path("plan")
+        path = commit.path("plan")
     if (old := storage.read_json(path)) is None:
         raise UserError(f"--diff: there is no file {path}")
     plan = make_plan(add_inventories(c.aggregates for c in inventory(engine, config)[0]), config.mix)

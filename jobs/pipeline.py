@@ -5,7 +5,9 @@ if not __package__:  # run as a script
 
 import argparse
 import threading
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,22 +17,26 @@ from dedup.report import total
 from jobs import corpus, dedup, mix, plan_report, quality, report, tokens, train
 from jobs.config import Config
 from jobs.engine import Engine
-from jobs.progress import console, say
+from jobs.progress import say, table
 from mixer.reader import ShardLog
+
+T = TypeVar("T")
 
 
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     summary = data_summary(engine, config)
     prepared = mix.prepare(engine, config)
     plan_report.show(prepared.plan)
-    packer = Packer(engine, prepared)
-    packer.start()
+    packing = in_background(lambda: mix.pack_all(engine, prepared))
     try:
-        trained = train.build(engine, config)
+        trained = train.build(engine, config)  # already follows the first stage
     except BaseException:
-        packer.raise_failure(wait=False)  # a packer that died is why a trainer stopped, not the other way round
+        if packing.done():
+            packing.result()  # a packer that died is why a trainer stopped, not the other way round
         raise
-    ends = packer.raise_failure()
+    ends = packing.result()
+    if engine.dry_run:
+        return
     summary |= {"plan": prepared.commit.path("plan"), "stages": stage_summary(prepared, ends, trained)}
     summary |= held_out_summary(prepared) | {"model": trained["export"], "checkpoints": trained["directory"]}
     storage.write_json(join(engine.root, "summary.json"), summary)
@@ -39,28 +45,18 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     say(f"see it, in a browser: {report.write(config, arguments.command_line)}")
 
 
-class Packer(threading.Thread):
-    """Packs all stages while the trainer already follows the first."""
+def in_background(action: Callable[[], T]) -> Future[T]:
+    """Run it in a daemon thread, which a main thread that gives up does not wait for (as it would for a pool's)."""
+    future: Future[T] = Future()
 
-    def __init__(self, engine: Engine, prepared: mix.Prepared):
-        super().__init__(name="packer", daemon=True)
-        self.engine, self.prepared = engine, prepared
-        self.ends: list[dict[str, Any]] = []
-        self.failure: BaseException | None = None
-
-    def run(self) -> None:
+    def run() -> None:
         try:
-            self.ends = mix.pack_all(self.engine, self.prepared)
+            future.set_result(action())
         except BaseException as error:
-            self.failure = error
+            future.set_exception(error)
 
-    def raise_failure(self, wait: bool = True) -> list[dict[str, Any]]:
-        """The stages' ends, once packed; raises what stopped the packer."""
-        if wait:
-            self.join()
-        if self.failure:
-            raise self.failure
-        return self.ends
+    threading.Thread(target=run, name="packer", daemon=True).start()
+    return future
 
 
 def data_summary(engine: Engine, config: Config) -> dict[str, Any]:
@@ -88,27 +84,23 @@ def stage_summary(prepared: mix.Prepared, ends: list[dict], trained: dict[str, A
     """For each stage: planned and achieved shares, padding, losses, speed, where its shards are."""
     rows = []
     for stage, end in zip(prepared.stages, ends, strict=True):
-        planned, totals = prepared.plan.stage(stage.info.stage), end["totals"]
-        achieved = dict.fromkeys(stage.info.classes, 0)
-        for cell in totals["cells"]:
-            achieved[cell["length_class"]] += cell["tokens"]
-        packed = max(1, totals["packed"])
+        info, totals = stage.info, end["totals"]
+        planned = prepared.plan.stage(info.stage).classes
+        shares = totals["shares"]["length_class"]
         rows.append(
             {
-                "stage": stage.info.stage,
-                "context": stage.info.context,
-                "tokens_planned": stage.info.tokens,
+                "stage": info.stage,
+                "context": info.context,
+                "tokens_planned": info.tokens,
                 "tokens_packed": totals["packed"],
                 "sequences": end["sequences"],
-                "padding": totals["padding"] / max(1, totals["padding"] + packed),
+                "padding": totals["padding_share"],
                 "truncated": totals["truncated"],
                 "dropped": totals["dropped"],
-                "shares_planned": {
-                    c: planned.classes.get(c, 0) / max(1, stage.info.tokens) for c in stage.info.classes
-                },
-                "shares_achieved": {c: n / packed for c, n in achieved.items()},
+                "shares_planned": {c: planned.get(c, 0) / max(1, info.tokens) for c in info.classes},
+                "shares_achieved": {c: shares.get(c, [0, 0])[1] for c in info.classes},
                 "shards": stage.directory,
-                **trained["stages"].get(stage.info.stage, {}),
+                **trained["stages"].get(info.stage, {}),
             }
         )
     return rows
@@ -128,40 +120,24 @@ def held_out_summary(prepared: mix.Prepared) -> dict[str, float]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    from rich.table import Table
-
     counts = summary["documents"]
     say(
         f"documents: {counts['in']:,} in, {counts['quarantined']:,} quarantined, {counts['exact']:,} exact and "
         f"{counts['near']:,} near duplicates removed, {counts['kept']:,} kept; "
         f"{sum(summary['tokens'].values()):,} tokens"
     )
-    table = Table(title="stages", title_justify="left")
-    columns = ("stage", "context", "tokens", "short/medium/long\nplanned %", "\nachieved %", "padding")
-    for column in (*columns, "first\nloss", "last\nloss", "held-out\nloss", "tokens/s"):
-        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    losses = {"first_loss": ".3f", "last_loss": ".3f", "held_out_loss": ".3f", "tokens_per_second": ",.0f"}
+    rows = []
     for row in summary["stages"]:
-        shares = ["/".join(f"{row[k][c] * 100:.1f}" for c in row[k]) for k in ("shares_planned", "shares_achieved")]
-        losses = [
-            f"{row[k]:.3f}" if row.get(k) is not None else "" for k in ("first_loss", "last_loss", "held_out_loss")
-        ]
-        speed = f"{row['tokens_per_second']:,.0f}" if row.get("tokens_per_second") else ""
-        table.add_row(
-            row["stage"],
-            f"{row['context']:,}",
-            f"{row['tokens_packed']:,}",
-            *shares,
-            f"{row['padding']:.2%}",
-            *losses,
-            speed,
-        )
-    console.print(table)
-    last = [row.get("held_out_loss") for row in summary["stages"] if row.get("held_out_loss") is not None]
-    if last:
-        say(
-            f"held-out loss {last[-1]:.3f} nats per token; unigram entropy of the held-out tokens "
-            f"{summary['held_out_unigram_entropy']:.3f}"
-        )
+        shares = ["/".join(f"{x * 100:.1f}" for x in row[k].values()) for k in ("shares_planned", "shares_achieved")]
+        trained = ["" if row.get(name) is None else format(row[name], kind) for name, kind in losses.items()]
+        sizes = [f"{row['context']:,}", f"{row['tokens_packed']:,}"]
+        rows.append([row["stage"], *sizes, *shares, f"{row['padding']:.2%}", *trained])
+    columns = ["stage", "context", "tokens", "short/medium/long\nplanned %", "\nachieved %", "padding"]
+    table("stages", [*columns, "first\nloss", "last\nloss", "held-out\nloss", "tokens/s"], rows)
+    if last := [row["held_out_loss"] for row in summary["stages"] if row.get("held_out_loss") is not None]:
+        unigrams = f"unigram entropy of the held-out tokens {summary['held_out_unigram_entropy']:.3f}"
+        say(f"held-out loss {last[-1]:.3f} nats per token; {unigrams}")
     say(f"outputs: {summary['root']}   model: {summary['model']}")
 
 

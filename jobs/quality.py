@@ -34,7 +34,7 @@ def signals(engine: Engine, config: Config) -> list[Commit]:
         "cld2": pycld2.__version__,
     }
     about["decontaminate"] = section.decontaminate.model_dump(mode="json", exclude={"threshold", "action"})
-    files = {f"evaluation {name}": s.path for name, s in section.decontaminate.sets.items()}
+    files = {f"decontaminate.sets.{name}": s.path for name, s in section.decontaminate.sets.items()}
     files |= {name: path for name in ("bad_words", "classifier") if (path := getattr(section, name))}
     inputs = {name: _content(name, path) for name, path in files.items()}
     decontaminate.load.cache_clear()  # by an earlier run in this process, of files that may have changed
@@ -50,7 +50,7 @@ def _content(name: str, path: str) -> str:
     try:
         return storage.fingerprint(storage.xxhash.xxh3_128_hexdigest(storage.read_bytes(path)))
     except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"quality: {name}: {path} cannot be read ({error}); name a file") from None
+        raise UserError(f"quality.{name}: {path} cannot be read ({error}); name a file") from None
 
 
 def _report(index: decontaminate.Index) -> None:
@@ -72,7 +72,7 @@ def measure_partition(out: Attempt, path: str, config: QualityConfig) -> dict:
 def build(engine: Engine, config: Config) -> list[Commit]:
     """Bring verdicts up to date: one commit per corpus partition. Tiers by quantile depend on all scores."""
     measured = signals(engine, config)
-    limits = quality.cuts(quality.add_histograms(c.aggregates["scores"] for c in measured), config.quality)
+    limits = quality.cuts(storage.add_up(c.aggregates["scores"] for c in measured), config.quality)
     tasks = []
     for p, commit in zip(corpus.partitions(engine, config), measured, strict=True):
         mine = {s: {l: limits[s][l] for l in languages} for s, languages in commit.aggregates["scores"].items()}

@@ -1,7 +1,6 @@
 """What the report shows, gathered from commits' aggregates, the plan and the ends of stages; only examples are text."""
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,11 +11,13 @@ import pyarrow.compute as pc
 
 from dataprep import storage
 from dataprep.quality_report import EXAMPLES
-from dataprep.storage import Commit, join, read_groups
-from dedup import explain, report
+from dataprep.storage import Commit, join, read_table
+from dedup import explain
+from dedup.report import REASONS
 from jobs import corpus, dedup, mix, tokens
 from jobs import quality as quality_job
 from mixer.plan import Plan
+from mixer.shards import read_end
 
 T = TypeVar("T")
 Counts = dict[str, Any]
@@ -39,22 +40,15 @@ class Outputs:
     @cached_property
     def newest(self) -> dict[str, str]:
         """Step -> directory of its newest output, as `latest/` says."""
-        found = {}
-        for file in sorted(storage.sizes(join(self.root, "latest"))):
-            entry = storage.read_json(join(self.root, "latest", file))
-            if isinstance(entry, dict) and "directory" in entry:
-                found[file.removesuffix(".json")] = join(self.root, entry["directory"])
-        return found
+        names = [n.removesuffix(".json") for n in sorted(storage.sizes(join(self.root, "latest"))) if n[0] != "."]
+        found = {name: storage.latest(self.root, name) for name in names if name != "vocabulary"}
+        return {name: directory for name, directory in found.items() if directory}
 
     @cached_property
     def steps(self) -> dict[str, str]:
         """Those of them that this version of the code has written, or would write in the same form."""
-        current = {}
-        for name, directory in self.newest.items():
-            version = VERSIONS.get(name.partition("-")[0])
-            if version is None or version == (storage.read_json(join(directory, "step.json")) or {}).get("version"):
-                current[name] = directory
-        return current
+        current = {name: VERSIONS.get(name.partition("-")[0]) for name in self.newest}
+        return {name: d for name, d in self.newest.items() if current[name] in (None, version(d))}
 
     def commits(self, step: str, take: Callable[[Commit], T]) -> list[T]:
         """`take` of every commit, in the order of their keys. One at a time is in memory, however many there are."""
@@ -86,22 +80,23 @@ class Outputs:
         return storage.fingerprint([[d, storage.sizes(d)] for d in [*steps.values(), *stages]])
 
 
-def add(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Nested mappings of counts, added up."""
-    total: dict[str, Any] = {}
+def version(directory: str) -> int | None:
+    """The version of the code that wrote a step's output; None where it does not say."""
+    return (storage.read_json(join(directory, "step.json"), version=int) or {}).get("version")
+
+
+def add(parts: Iterable[dict[Any, Any]], total: dict[Any, Any] | None = None) -> dict[Any, Any]:
+    """Nested mappings of counts and lists of counts, added up (in `total`, where one is given)."""
+    total = {} if total is None else total
     for part in parts:
-        _add(total, part)
+        for key, value in part.items():
+            if isinstance(value, dict):
+                add([value], total.setdefault(key, {}))
+            elif isinstance(value, list):
+                total[key] = [a + b for a, b in zip(total.get(key, [0] * len(value)), value, strict=True)]
+            else:
+                total[key] = total.get(key, 0) + value
     return total
-
-
-def _add(total: dict[Any, Any], part: dict[Any, Any]) -> None:
-    for key, value in part.items():
-        if isinstance(value, dict):
-            _add(total.setdefault(key, {}), value)
-        elif isinstance(value, list):
-            total[key] = [a + b for a, b in zip(total.get(key, [0] * len(value)), value, strict=True)]
-        else:
-            total[key] = total.get(key, 0) + value
 
 
 def flow(outputs: Outputs) -> dict[str, Counts]:
@@ -110,101 +105,70 @@ def flow(outputs: Outputs) -> dict[str, Counts]:
     `documents`: read, quarantined, exact, near, kept. `bytes`: read. `tokens`: all there are. `cells`: (tier, length
     class or "held out") -> [documents, tokens] that may be drawn. Over all sources, under "": also `removed`.
     """
-    corpus = add(outputs.aggregates("corpus", "documents", "bytes", "quarantined"))
-    verdicts = report.total(part["sources"] for part in outputs.aggregates("dedup", "sources"))
+    read = add(outputs.aggregates("corpus", "documents", "bytes", "quarantined"))
+    verdicts = add(outputs.aggregates("dedup", "sources")).get("sources", {})
     tokens = add(outputs.aggregates("tokens", "tokens")).get("tokens", {})
-    drawable: dict[str, dict[tuple[str, str], list[int]]] = {}
-    removed: Counts = {}
-    for part in outputs.commits("inventory", _inventory):
-        for source, cells in part["cells"].items():
-            _add(drawable.setdefault(source, {}), cells)
-        _add(removed, part["removed"])
+    drawable = add(outputs.commits("inventory", _inventory)) or {"cells": {}, "removed": {}}
     found = {}
-    for source in sorted({*corpus.get("documents", {}), *corpus.get("quarantined", {})}):
-        reasons = verdicts.get(source, {})
-        documents = (
-            {reason: reasons.get(reason, {}).get("documents", 0) for reason in report.REASONS} if reasons else {}
-        )
+    for source in {*read.get("documents", {}), *read.get("quarantined", {})}:
+        reasons, bad = verdicts.get(source, {}), read["quarantined"].get(source, {})
+        counts = {reason: reasons.get(reason, {}).get("documents", 0) for reason in REASONS if reasons}
         found[source] = {
-            "documents": {
-                "read": corpus["documents"].get(source, 0),
-                "quarantined": sum(corpus["quarantined"].get(source, {}).values()),
-                **documents,
-            },
-            "quarantined": corpus["quarantined"].get(source, {}),
-            "bytes": {"read": corpus["bytes"].get(source, 0), **{r: c["bytes"] for r, c in reasons.items()}},
+            "documents": {"read": read["documents"].get(source, 0), "quarantined": sum(bad.values()), **counts},
+            "quarantined": bad,
+            "bytes": {"read": read["bytes"].get(source, 0), **{r: c["bytes"] for r, c in reasons.items()}},
             "tokens": tokens.get(source, 0),
-            "cells": drawable.get(source, {}),
+            "cells": drawable["cells"].get(source, {}),
         }
     largest = sorted(found, key=lambda source: (-found[source]["documents"]["read"], source))
-    total = {"": add(list(found.values())) | {"removed": removed}} if found else {}
+    total = {"": add(found.values()) | {"removed": drawable["removed"]}} if found else {}
     return total | {source: found[source] for source in largest}
 
 
 def _inventory(commit: Commit) -> dict[str, Any]:
     """The sums of one inventory without its buckets and items."""
-    cells: dict[str, dict[tuple[str, str], list[int]]] = {}
-    for cell in commit.aggregates["cells"]:
-        key = (cell["tier"], "held out" if cell["held_out"] else cell["length_class"])
-        _add(cells.setdefault(cell["source"], {}), {key: [cell["documents"], cell["tokens"]]})
-    return {"cells": cells, "removed": commit.aggregates["removed"]}
+    cells = [
+        {cell["source"]: {(cell["tier"], "held out" if cell["held_out"] else cell["length_class"]):
+                          [cell["documents"], cell["tokens"]]}}
+        for cell in commit.aggregates["cells"]
+    ]  # fmt: skip
+    return {"cells": add(cells), "removed": commit.aggregates["removed"]}
 
 
 def clusters(outputs: Outputs) -> dict[str, Any]:
-    """Of the clusters of duplicates: `sizes` (documents -> clusters), the `largest`, and `pairs` to look at."""
+    """Of the clusters of duplicates: `sizes` (documents -> clusters), the `largest`, and `pairs` to look at: of those
+    with most near duplicates the kept document and the one least like it."""
     paths = outputs.commits("dedup-verdicts", lambda c: (c.path("clusters"), c.path("removed")))
-    if not paths:
+    if not paths or not len(table := read_table(paths[0][0])):
         return {}
-    sizes: Counter = Counter()
-    largest = pa.table({})
-    for table in read_groups(paths[0][0], ["cluster", "documents", "exact", "near", "least_jaccard"]):
-        for row in pc.value_counts(table["documents"].combine_chunks()).to_pylist():
-            sizes[row["values"]] += row["counts"]
-        largest = pa.concat_tables([largest, table]) if len(largest) else table
-        largest = largest.sort_by([("near", "descending"), ("cluster", "ascending")]).slice(0, PAIRS)
-    if not sizes:
-        return {}
-    first = next(read_groups(paths[0][0], largest.column_names)).slice(0, LARGEST)  # as they lie: largest first
-    chosen = {row["cluster"]: row for row in largest.to_pylist()}
-    least: dict[int, dict[str, Any]] = {}
-    for table in read_groups(paths[0][1], ["doc", "reason", "jaccard", "cluster"]):
-        mine = table.filter(pc.is_in(table["cluster"], pa.array(chosen, pa.uint64())))
-        for row in mine.to_pylist():
-            if row["cluster"] not in least or row["jaccard"] < least[row["cluster"]]["jaccard"]:
-                least[row["cluster"]] = row
-    texts = _texts(outputs, {*least, *(row["doc"] for row in least.values())} | set(first["cluster"].to_pylist()))
-    pairs = [
-        _pair(texts[cluster], texts[row["doc"]], row, chosen[cluster]["documents"])
-        for cluster, row in least.items()
-        if cluster in texts and row["doc"] in texts
-    ]
-    rows = [row | {"origin": texts.get(row["cluster"], {}).get("origin", "")} for row in first.to_pylist()]
+    sizes = {row["values"]: row["counts"] for row in pc.value_counts(table["documents"]).to_pylist()}
+    largest = table.slice(0, LARGEST).to_pylist()  # as they lie
+    nearest = table.sort_by([("near", "descending"), ("cluster", "ascending")]).slice(0, PAIRS)
+    removed = read_table(paths[0][1], ["doc", "reason", "jaccard", "cluster"])
+    removed = removed.filter(pc.is_in(removed["cluster"], nearest["cluster"].combine_chunks()))
+    removed = removed.set_column(1, "reason", removed["reason"].cast(pa.string()))
+    removed = removed.sort_by([("jaccard", "ascending"), ("doc", "ascending")])
+    first = [(name, "first") for name in ("doc", "reason", "jaccard")]
+    least = {row["cluster"]: row for row in removed.group_by("cluster", False).aggregate(first).to_pylist()}
+    docs = {*least, *(row["doc_first"] for row in least.values()), *(row["cluster"] for row in largest)}
+    texts = corpus.documents(outputs.root, docs)
+    pairs = []
+    for cluster in nearest.to_pylist():
+        row = least[cluster["cluster"]]
+        if {row["cluster"], row["doc_first"]} <= texts.keys():
+            about = {"documents": cluster["documents"], "reason": row["reason_first"], "jaccard": row["jaccard_first"]}
+            pairs.append(about | pair(texts[row["cluster"]], texts[row["doc_first"]]))
     return {
         "sizes": dict(sorted(sizes.items())),
-        "largest": rows,
+        "largest": [row | {"origin": texts.get(row["cluster"], {}).get("origin", "")} for row in largest],
         "pairs": sorted(pairs, key=lambda p: -p["documents"]),
     }
 
 
-def _texts(outputs: Outputs, docs: set[int]) -> dict[int, dict[str, Any]]:
-    """The documents of these numbers, where they can still be read."""
-    paths = {
-        f"{key}-{name.removeprefix('documents-')}": path
-        for key, files in outputs.commits("corpus", lambda c: (c.key, {name: c.path(name) for name in c.files}))
-        for name, path in files.items()
-        if name.startswith("documents-")
-    }
-    starts = dict(outputs.commits("dedup-signatures", lambda c: (c.key, c.aggregates["first_doc"])))
-    keys = sorted(paths.keys() & starts.keys(), key=starts.__getitem__)
-    return explain.documents([paths[key] for key in keys], [starts[key] for key in keys], docs) if keys else {}
-
-
-def _pair(kept: dict[str, Any], gone: dict[str, Any], row: dict[str, Any], documents: int) -> dict[str, Any]:
+def pair(kept: dict[str, Any], gone: dict[str, Any]) -> dict[str, Any]:
+    """Two documents' beginnings, lengths, and the first places where their words differ."""
     one, other = kept["text"][:COMPARED], gone["text"][:COMPARED]
     return {
-        "documents": documents,
-        "reason": row["reason"],
-        "jaccard": row["jaccard"],
         "kept": {name: kept[name] for name in ("doc", "source", "origin")} | {"head": one[:HEAD]},
         "gone": {name: gone[name] for name in ("doc", "source", "origin")} | {"head": other[:HEAD]},
         "characters": [len(kept["text"]), len(gone["text"])],
@@ -218,35 +182,32 @@ def quality(outputs: Outputs) -> dict[str, Any]:
     parts = outputs.aggregates("quality", "cells", "failed", "scores", "evaluation", "examples")
     if not parts:
         return {}
-    languages: Counter = Counter()
-    tiers: dict[str, Counter] = {}
+    cells = [cell for part in parts for cell in part.pop("cells")]
+    languages = add({cell["language"]: cell["documents"]} for cell in cells)
+    tiers = add({cell["source"]: {cell["tier"]: cell["documents"]}} for cell in cells)
     best: dict[str, dict[str, list]] = {}
     for part in parts:
-        for cell in part.pop("cells"):
-            languages[cell["language"]] += cell["documents"]
-            tiers.setdefault(cell["source"], Counter())[cell["tier"]] += cell["documents"]
         for source, by_tier in part.pop("examples").items():
             for tier, few in by_tier.items():
                 mine = best.setdefault(source, {}).setdefault(tier, [])
                 mine[:] = sorted([*mine, *few], key=lambda one: (one["rank"], one["doc"]))[:EXAMPLES]
-    return add(parts) | {"tiers": tiers, "languages": dict(languages.most_common()), "examples": best}
+    spoken = dict(sorted(languages.items(), key=lambda item: -item[1]))
+    return add(parts) | {"tiers": tiers, "languages": spoken, "examples": best}
 
 
 def windows(outputs: Outputs, stage: str) -> list[dict[str, int]]:
     """Packed tokens by length class of each shard of a stage, in training order."""
 
     def take(commit: Commit) -> dict[str, int]:
-        return add([{cell["length_class"]: cell["tokens"]} for cell in commit.aggregates["cells"]])
+        return add({cell["length_class"]: cell["tokens"]} for cell in commit.aggregates["cells"])
 
     return outputs.commits(f"pack-{stage}", take)
 
 
 def end(outputs: Outputs, stage: str) -> dict[str, Any]:
-    """The stage's totals (mixer/guarantees.py) with its `context`; {} where it is not packed to its end."""
+    """The stage's totals (mixer/guarantees.py); {} where it is not packed to its end."""
     directory = outputs.steps.get(f"pack-{stage}")
-    found = storage.read_json(join(directory, "end.json")) if directory else None
-    info = storage.read_json(join(directory, "stage.json")) if directory else None
-    return found["totals"] | {"context": info["context"]} if found and info and found.get("totals") else {}
+    return (read_end(directory) or {"totals": {}})["totals"] if directory else {}
 
 
 def copies(plan: Plan) -> list[dict[str, Any]]:
@@ -266,23 +227,12 @@ def copies(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def provenance(outputs: Outputs) -> list[dict[str, Any]]:
-    """The newest output of every step: its version, place, partitions and bytes."""
+def provenance(outputs: Outputs) -> list[list[Any]]:
+    """The newest output of every step: step, version, place, partitions, bytes."""
     rows = []
-    for name, directory in sorted(outputs.newest.items()):
-        about = storage.read_json(join(directory, "step.json")) or {}
+    for name, directory in outputs.newest.items():
         sizes = storage.sizes(directory)
-        row = {
-            "step": name,
-            "version": about.get("version"),
-            "current": name in outputs.steps,
-            "place": directory.removeprefix(outputs.root + "/"),
-        }
-        row["partitions"] = sum(file.endswith(storage.COMMIT) for file in sizes)
-        rows.append(row | {"bytes": sum(sizes.values())})
+        partitions = sum(file.endswith(storage.COMMIT) for file in sizes)
+        place = directory.removeprefix(outputs.root + "/")
+        rows.append([name, version(directory), place, partitions, sum(sizes.values())])
     return rows
-
-
-def stage_info(outputs: Outputs, step: str) -> dict[str, Any]:
-    """The stage.json of a packed stage; {} where it is gone."""
-    return storage.read_json(join(outputs.steps[step], "stage.json")) or {}

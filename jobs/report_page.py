@@ -37,19 +37,18 @@ def render(config: Config, command: str, live: bool = False) -> str:
     """The page of what lies under `config.root`. live: it looks for a newer one of itself, from the same server."""
     outputs = Outputs(config.root)
     sources, plan, stages = report_data.flow(outputs), outputs.plan, report_training.stages(outputs)
-    ends = {s.name: e for s in plan.stages if (e := report_data.end(outputs, s.name))} if plan else {}
     sections = [
         report_sections.flow(sources, plan),
         report_sections.deduplication(sources, report_data.clusters(outputs)),
         report_sections.quality(report_data.quality(outputs)),
-        report_sections.curriculum(outputs, config, plan, ends),
+        report_sections.curriculum(outputs, config, plan),
         report_sections.training(stages),
         report_sections.provenance(outputs, config, plan, command),
     ]
     return page([s for s in sections if s], report_sections.tiles(sources, plan, stages), config.root, live)
 
 
-def page(sections: list[Section], summary: list[tuple[str, str]], root: str, live: bool) -> str:
+def page(sections: list[Section], summary: dict[str, str], root: str, live: bool) -> str:
     """Everything in one file: no other is fetched, and no script runs but the two named by their hashes."""
     scripts = [get_plotlyjs(), (FOLDER / "report.js").read_text()]
     if any("</script" in script or "<!--" in script for script in scripts):

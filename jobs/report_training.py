@@ -2,30 +2,32 @@
 
 import contextlib
 import json
-from collections import Counter, deque
-from collections.abc import Iterator
-from math import isfinite
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator
+from math import isfinite, nan
 from typing import Any
+
+import numpy as np
 
 from dataprep import storage
 from dataprep.storage import join
 from jobs.report_data import Outputs
 
-POINTS = 300  # of a stage's curve, to twice as many
-RECENT = 50  # steps that the expert load is a mean of
+POINTS = 600  # of a stage's curve, at most
 EVENTS = 20  # the last of them are listed
 
 
 def stages(outputs: Outputs) -> list[dict[str, Any]]:
-    """Of each stage that has begun: `curve`, `load`, `evaluation`, `events`, in the order of training."""
+    """Of each stage that has begun: `stage`, `curve`, `evaluation`, `events`, in the order of training."""
     run = outputs.steps.get("train")
     found = []
     for stage in outputs.plan.stages if run and outputs.plan else ():
         directory = join(run or "", stage.name)
-        curve, load, steps = thin(lines(join(directory, "metrics.jsonl")))
-        if steps:
-            about = {"stage": stage.name, "context": stage.context, "curve": curve, "load": load, "steps": steps}
-            found.append(about | {"evaluation": evaluation(directory), "events": events(directory)})
+        if curve := thin(flat(record, stage.context) for record in lines(join(directory, "metrics.jsonl"))):
+            events = list(deque(lines(join(directory, "events.jsonl")), EVENTS))
+            about = {"stage": stage.name, "curve": curve, "events": events}
+            found.append(about | {"evaluation": evaluation(join(directory, "evaluation.json"))})
     return found
 
 
@@ -43,68 +45,43 @@ def lines(path: str) -> Iterator[dict[str, Any]]:
                     yield record
 
 
-def thin(records: Iterator[dict[str, Any]]) -> tuple[dict[str, list], list[list[float]], int]:
-    """(curves, expert load by layer, steps). A curve: means over equal numbers of steps, None where there is none;
-    named by a record's keys, `sources/web` for a nested one. Memory does not grow with the run."""
-    bins: list[dict[str, list[float]]] = []  # name -> sum, how many
-    width, steps = 1, 0
-    recent: deque = deque(maxlen=RECENT)
-    for record in records:
-        if load := record.pop("expert_load", None):
-            recent.append(load)
-            everyone = [share for layer in load for share in layer]
-            record |= {"load/busiest": max(everyone), "load/idlest": min(everyone)}
-        if steps % width == 0:
-            bins.append({})
-        steps += 1
-        for name, value in flat(record):
-            pair = bins[-1].setdefault(name, [0.0, 0])
-            pair[0] += value
-            pair[1] += 1
-        if len(bins) == 2 * POINTS and steps % width == 0:
-            bins = [_merge(one, other) for one, other in zip(bins[::2], bins[1::2], strict=True)]
-            width *= 2
-    names = sorted({name for one in bins for name in one})
-    curve = {name: [one[name][0] / one[name][1] if name in one else None for one in bins] for name in names}
-    same = [load for load in recent if [len(row) for row in load] == [len(row) for row in recent[-1]]]
-    mean = [[sum(x) / len(same) for x in zip(*rows, strict=True)] for rows in zip(*same, strict=True)]
-    return curve, mean, steps
-
-
-def flat(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """A record's finite numbers; those of a nested mapping as `key/name`."""
+def flat(record: dict[str, Any], context: int) -> dict[str, float]:
+    """A step's finite numbers; those of a nested mapping as `key/name`."""
+    found = {}
     for key, value in record.items():
         for name, number in value.items() if isinstance(value, dict) else [("", value)]:
             if isinstance(number, int | float) and isfinite(number):
-                yield (f"{key}/{name}" if name else key), float(number)
+                found[f"{key}/{name}" if name else key] = float(number)
+    if load := [share for layer in record.get("expert_load") or [] for share in layer]:
+        found |= {"load/busiest": max(load), "load/idlest": min(load)}
+    return found | ({"batch": found["sequences"] * context} if "sequences" in found else {})
 
 
-def _merge(one: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, list[float]]:
-    zero = [0.0, 0]
-    names = one.keys() | other.keys()
-    return {name: [a + b for a, b in zip(one.get(name, zero), other.get(name, zero), strict=True)] for name in names}
+def thin(steps: Iterable[dict[str, float]]) -> dict[str, list[float | None]]:
+    """Curves by name: means over equal numbers of steps, None where none of them has a value."""
+    columns: dict[str, array] = {}
+    number = 0
+    for values in steps:
+        for name, value in values.items():
+            column = columns.setdefault(name, array("d"))
+            column.extend([nan] * (number - len(column)))  # the steps without
+            column.append(value)
+        number += 1
+    width = max(1, -(-number // POINTS))
+    curves = {}
+    for name, column in columns.items():
+        column.extend([nan] * (-(-number // width) * width - len(column)))
+        bins = np.frombuffer(column).reshape(-1, width)
+        there = (~np.isnan(bins)).sum(1)
+        means = np.nansum(bins, 1) / np.maximum(there, 1)
+        curves[name] = [mean if n else None for mean, n in zip(means.tolist(), there, strict=True)]
+    return curves
 
 
-def events(directory: str) -> dict[str, Any]:
-    """`counts` by kind, and the `last` ones without their documents."""
-    counts: Counter = Counter()
-    last: deque = deque(maxlen=EVENTS)
-    for event in lines(join(directory, "events.jsonl")):
-        counts[str(event.get("event"))] += 1
-        documents = event.pop("documents", [])
-        last.append(event | {"documents": len(documents)})
-    return {"counts": dict(counts), "last": list(last)}
-
-
-def evaluation(directory: str) -> dict[str, Any]:
-    """The stage's evaluation.json; {} where there is none, or one of another form."""
-    found = _json(join(directory, "evaluation.json"))
-    return found if found.get("schema") == 1 else {}
-
-
-def _json(path: str) -> dict[str, Any]:
+def evaluation(path: str) -> dict[str, Any]:
+    """A stage's evaluation.json; {} where there is none, or one of another form."""
     try:
         found = json.loads(storage.read_bytes(path), parse_constant=lambda _: None)  # a loss that is not a number
     except (FileNotFoundError, ValueError):  # not there, or being written
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and found.get("schema") == 1 else {}

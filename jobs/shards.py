@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dataprep import storage
-from dataprep.storage import Commit, UserError, join, read_json
+from dataprep.storage import Commit, UserError
 from jobs import cli
 from jobs.config import Config
 from jobs.progress import Progress, say
@@ -17,7 +17,7 @@ from mixer.batches import BatchSizes
 from mixer.config import HELD_OUT
 from mixer.guarantees import add_counts
 from mixer.reader import ShardLog
-from mixer.shards import shard_key
+from mixer.shards import read_end, shard_key
 from mixer.verify import quarantine, verify
 
 COMMANDS = {
@@ -82,17 +82,15 @@ def find(arguments: argparse.Namespace, overrides: list[str]) -> Where:
         raise UserError(f"the configuration has no stage {arguments.stage}; it has {', '.join(names)}")
     logs = []
     for name in [arguments.stage] if arguments.stage else names:
-        entry = read_json(join(config.root, "latest", f"pack-{name}.json"))
-        if entry is None:
+        if (directory := storage.latest(config.root, f"pack-{name}")) is None:
             raise UserError(f"{config.root} holds no shards of stage {name}; pack it first (jobs/mix.py)")
-        logs.append(ShardLog(join(config.root, entry["directory"])))
+        logs.append(ShardLog(directory))
     return Where(config.root, logs, config)
 
 
 def counts(log: ShardLog) -> tuple[bool, dict[str, Any]]:
     """(whether the stage has ended, its totals so far)."""
-    end = read_json(join(log.directory, "end.json"))
-    if end is not None:
+    if (end := read_end(log.directory)) is not None:
         return True, end["totals"]
     log.wait(0)
     commits = [Commit.load(log.directory, shard_key(shard)) for shard in range(log.shards)]

@@ -3,23 +3,21 @@
 Text comes from anybody: all that could move, hide or colour what a terminal shows is printed escaped.
 """
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from dataprep import manifest, storage, tokenizer
+from dataprep import tokenizer
 from dataprep.corpus import RECORD_BITS
-from dataprep.storage import Commit, UserError, join, read_json
+from dataprep.storage import UserError, join, read_json
 from dataprep.tokenizer import TokensConfig
 from dedup.explain import printable
+from jobs.corpus import documents
+from jobs.progress import table
 from mixer.guarantees import CELL
 from mixer.reader import ShardLog
 from mixer.shards import StageInfo
@@ -33,27 +31,24 @@ console = Console(highlight=False, soft_wrap=True)
 
 def print_stats(stage: StageInfo, ended: bool, totals: dict[str, Any]) -> None:
     """Every number of a stage's totals, and packed tokens by source, tier and length class."""
-    table = Table(title=f"stage {stage.stage}{'' if ended else ', still being packed'}", title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
-    for name, value in sorted(totals.items()):
-        if isinstance(value, int | float):
-            table.add_row(name.replace("_", " "), f"{value:,}")
-    packed = sum(row["tokens"] for row in totals.get("cells", []))
+    numbers = {name: value for name, value in sorted(totals.items()) if isinstance(value, int | float)}
+    rows = [(name.replace("_", " "), f"{value:,}") for name, value in numbers.items()]
+    cells = totals.get("cells", [])
+    packed = sum(cell["tokens"] for cell in cells)
     for name in CELL:
-        table.add_section()
-        tokens: dict[str, int] = defaultdict(int)
-        for row in totals.get("cells", []):
-            tokens[row[name]] += row["tokens"]
+        tokens: Counter = Counter()
+        for cell in cells:
+            tokens[cell[name]] += cell["tokens"]
         for value, count in sorted(tokens.items()):
-            table.add_row(f"{name.replace('_', ' ')} {printable(value)}", f"{count:,} ({count / packed:.1%})")
-    console.print(table)
+            rows.append((f"{name.replace('_', ' ')} {printable(value)}", f"{count:,} ({count / packed:.1%})"))
+    table(f"stage {stage.stage}{'' if ended else ', still being packed'}", ("", ""), rows, console)
 
 
 def decoder(where: "Where", log: ShardLog, given: str | None) -> Callable[[np.ndarray], str]:
     """Ids to text, with the tokeniser the stage was packed with; the numbers where it is not found."""
-    used = read_json(join(where.root, "latest", "vocabulary.json")) or {}
-    config = TokensConfig(**{name: used[name] for name in ("eos", "bos") if name in used})
+    about = join(where.root, "latest", "vocabulary.json")
+    used = read_json(about, path=str, tokenizer=str, eos=str, bos=bool) or {}
+    config = TokensConfig(**{name: used[name] for name in ("eos", "bos") if used})
     path = given
     if path is None and used.get("tokenizer") == log.stage.tokenizer:
         path = used["path"] if used["path"].startswith("/") or "://" in used["path"] else join(where.root, used["path"])
@@ -93,31 +88,12 @@ def explain(root: str, log: ShardLog, first: int, last: int) -> None:
     """A line for each segment of sequences [first, last): where it lies, which document, which record it was."""
     log.wait(last)
     segments = log.read(first, last).segments
-    origins = find_origins(root, np.unique(segments["doc"]))
+    rows = documents(root, np.unique(segments["doc"]).tolist(), ["id", "origin"])
     console.print(f"stage {log.stage.stage}, sequences {first}..{last}: {len(segments):,} segments")
     for s in segments:
-        origin, id_ = origins.get(int(s["doc"]), ("not in the corpus any more", None))
-        named = f" id {printable(id_)}" if id_ not in (None, origin) else ""
+        file, record = divmod(int(s["doc"]), 1 << RECORD_BITS)
+        gone = f"record {record} of line {file + 1} of manifest.jsonl, not in the corpus any more"
+        row = rows.get(int(s["doc"]), {"id": None, "origin": gone})
+        named = f" id {printable(row['id'])}" if row["id"] not in (None, row["origin"]) else ""
         place = f"{first + s['sequence']}:{s['start']}..{s['start'] + s['length']}"
-        console.print(Text(f"{place} {describe(log.stage, s)}, from {printable(origin)}{named}"))
-
-
-def find_origins(root: str, docs: np.ndarray) -> dict[int, tuple[str, str | None]]:
-    """doc -> (`path:record` of the raw input, the owner's id as the corpus partition has it)."""
-    entries = manifest.load(join(root, "manifest.jsonl"))
-    corpus = read_json(join(root, "latest", "corpus.json"))
-    found: dict[int, tuple[str, str | None]] = {}
-    by_group = defaultdict(list)
-    for doc in docs.tolist():
-        if (file := doc >> RECORD_BITS) < len(entries):
-            found[doc] = f"{entries[file].path}:{doc & ((1 << RECORD_BITS) - 1)}", None
-            by_group[entries[file].group].append(doc)
-    for group, members in by_group.items() if corpus else ():
-        commit = Commit.load(join(root, corpus["directory"]), f"{group:05d}")
-        bounds = (pc.field("doc") >= members[0]) & (pc.field("doc") <= members[-1])  # skips row groups
-        wanted = bounds & pc.field("doc").isin(pa.array(members, pa.uint64()))
-        for path in [commit.path(name) for name in commit.files if name.startswith("documents-")] if commit else ():
-            with storage.arrow_file(path) as file:
-                rows = pq.read_table(file, columns=["doc", "id"], filters=wanted).to_pylist()
-            found |= {row["doc"]: (found[row["doc"]][0], row["id"]) for row in rows}
-    return found
+        console.print(Text(f"{place} {describe(log.stage, s)}, from {printable(row['origin'])}{named}"))

@@ -107,7 +107,7 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     sources = {source: {"tokens": count, "bytes": size[source]} for source, count in tokens.items()}
     for kind, counts in (("", sources), ("script ", scripts), ("", {"all": whole})):
         for name, count in counts.items():
-            rate = count["tokens"] / max(1, count.get("bytes", 0))
+            rate = count["tokens"] / max(1, count["bytes"])
             say(f"{kind}{name}: {count['tokens']:,} tokens, {rate:.3f} tokens per byte")
 
 

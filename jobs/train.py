@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dataprep import storage
@@ -18,7 +19,9 @@ from jobs import mix
 from jobs.config import Config
 from jobs.engine import DryRunEnd, Engine
 from jobs.progress import say
+from mixer.shards import StageInfo
 from trainer.config import TrainConfig
+from trainer.stages import finished as stage_finished
 
 MAX_FAILURES = 5
 LINE_SECONDS = 10.0
@@ -51,9 +54,7 @@ def train(config: TrainConfig, root: str, stages: list[str], ray: bool = True) -
         worker,
         train_loop_config={"config": config.model_dump(mode="json"), "root": root, "stages": stages},
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=gpu,
-            resources_per_worker=resources | ({"GPU": 1} if gpu else {}),
+            num_workers=config.workers, use_gpu=gpu, resources_per_worker=resources | ({"GPU": 1} if gpu else {})
         ),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo", timeout_s=6 * 3600),
         run_config=RunConfig(
@@ -85,6 +86,8 @@ def build(engine: Engine, config: Config) -> dict[str, Any]:
         raise UserError(
             f"root is {engine.root}: checkpoints need a file system that all workers share; give a local path"
         )
+    if config.train.shards:
+        raise UserError("train.shards is for `python -m trainer`; this job trains on the shards it packs: leave it out")
     if config.workers == 0 and config.train.workers > 1:
         raise UserError(
             f"workers: 0 trains in this process; set train.workers ({config.train.workers}) to 1, or workers"
@@ -109,12 +112,12 @@ def following(root: str, stages: list[str]) -> Iterator[None]:
     def follow() -> None:
         said = None
         while not stop.wait(LINE_SECONDS):
-            run = storage.read_json(join(root, "latest", "train.json"))
-            for stage in reversed(stages if run else []):
+            for stage in reversed(stages):
                 try:
-                    lines = storage.read_bytes(join(root, run["directory"], stage, "metrics.jsonl")).splitlines()
+                    run = storage.latest(root, "train") or root
+                    lines = storage.read_bytes(join(run, stage, "metrics.jsonl")).splitlines()
                     last = json.loads(lines[-1])
-                except (OSError, IndexError, ValueError):  # not there yet, or in the middle of a line
+                except (OSError, IndexError, ValueError, UserError):  # not there yet, or in the middle of a line
                     continue
                 if (stage, last["step"]) != said:
                     said = (stage, last["step"])
@@ -136,23 +139,15 @@ def following(root: str, stages: list[str]) -> Iterator[None]:
 
 def finished(config: TrainConfig, root: str, stages: list[str]) -> dict[str, Any] | None:
     """The result, if every stage is trained on the shards that are there now; needs neither Ray nor torch."""
-    first = storage.read_json(join(root, "latest", f"pack-{stages[0]}.json"))
-    plan = storage.read_json(join(root, first["directory"], "stage.json"))["plan"]
-    directory = join(root, f"train-{config.identity(plan)}")
-    done = {stage: stage_done(join(directory, stage)) for stage in stages}
+    packed = storage.latest(root, f"pack-{stages[0]}")
+    if packed is None:
+        return None
+    directory = join(root, f"train-{config.identity(StageInfo.load(packed).plan)}")
+    done = {stage: stage_finished(Path(directory, stage)) for stage in stages}
     export = join(directory, stages[-1], "hf") if config.export else None
     if None in done.values() or (export and not storage.exists(join(export, "config.json"))):
         return None
     return {"directory": directory, "stages": done, "export": export}
-
-
-def stage_done(directory: str) -> dict[str, Any] | None:
-    """What done.json says; None where there is none, a damaged one, or one whose checkpoint is gone."""
-    try:
-        done = storage.read_json(join(directory, "done.json"))
-        return done if storage.exists(join(directory, done["checkpoint"], "checkpoint.json")) else None
-    except (UserError, TypeError, KeyError):
-        return None
 
 
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:

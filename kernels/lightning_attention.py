@@ -22,6 +22,8 @@ from torch import Tensor
 
 CHUNK = 64  # tokens of one masked matrix product
 SEGMENT = 512  # tokens that one program goes through in order
+WIDTH = 64  # columns of the state that one program of a matrix product holds
+WARPS, STAGES = 4, 2  # of such a program
 HEAD_SIZES = (16, 32, 64, 128)
 SCAN_TILE = 1024  # entries of the state that one program of the scan carries
 
@@ -181,10 +183,10 @@ def _run_scans(
 ) -> None:
     """The first two passes, from known states at one end of each scan."""
     heads, size = left.shape[1:]
-    width, tile = min(size, 64), min(SCAN_TILE, size * size)
-    _local_kernel[(len(table), heads, size // width)](
+    width, tile = min(size, WIDTH), min(SCAN_TILE, size * size)
+    _local_kernel[(len(table) * (size // width), heads)](
         left, right, state, table, slope, *left.stride()[:2], *right.stride()[:2], heads,
-        size, width, CHUNK, *silu, reverse, num_warps=4,
+        size, width, CHUNK, *silu, reverse, num_warps=WARPS,
     )  # fmt: skip
     _scan_kernel[(len(scans), heads, size * size // tile)](
         state, scans, table, slope, heads, size * size, tile, reverse, num_warps=4
@@ -208,12 +210,12 @@ def _attend(
     silu: to which of the three it is applied. raw: what `out` is the gradient of the SiLU of.
     """
     heads, size = a.shape[1:]
-    width = min(size, 64)
+    width = min(size, WIDTH)
     x = out if raw is None else raw
     strides = [n for tensor in (a, b, c, out, x) for n in tensor.stride()[:2]]
-    _attend_kernel[(len(table), heads, size // width)](
+    _attend_kernel[(len(table) * (size // width), heads)](
         a, b, c, out, x, state, table, slope, *strides, *state.stride()[2:], heads,
-        size, width, CHUNK, *silu, raw is not None, reverse, num_warps=4, num_stages=2,
+        size, width, CHUNK, *silu, raw is not None, reverse, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
 
 
@@ -250,7 +252,7 @@ def _local_kernel(
     SILU_LEFT: tl.constexpr, SILU_RIGHT: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """What a segment adds to the state after it, or in reverse to the one before it: sum of decayed left right^T."""
-    segment, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    segment, block, head = tl.program_id(0) // (N // WIDTH), tl.program_id(0) % (N // WIDTH), tl.program_id(1)
     start, stop = tl.load(table + 3 * segment), tl.load(table + 3 * segment + 1)
     place = tl.load(table + 3 * segment + 2)
     slope = tl.load(slopes + head)
@@ -300,8 +302,11 @@ def _attend_kernel(
     N: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     SILU_A: tl.constexpr, SILU_B: tl.constexpr, SILU_C: tl.constexpr, SILU_GRAD: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """A segment's output, WIDTH of the head's N dimensions, chunk by chunk from the state that comes into it."""
-    segment, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """A segment's output, WIDTH of the head's N dimensions, chunk by chunk from the state that comes into it.
+
+    Programs of one segment run side by side: what they all read comes from memory once.
+    """
+    segment, block, head = tl.program_id(0) // (N // WIDTH), tl.program_id(0) % (N // WIDTH), tl.program_id(1)
     start, stop = tl.load(table + 3 * segment), tl.load(table + 3 * segment + 1)
     place = tl.load(table + 3 * segment + 2)
     slope = tl.load(slopes + head)

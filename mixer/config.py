@@ -36,6 +36,7 @@ PRESETS = {
         blend=(0.1, 0.2),
     )
 }
+PRESET_KEYS = {"preset", "scale", "context_scale", "long_qa"}
 
 
 class Section(BaseModel):
@@ -184,6 +185,11 @@ class MixConfig(Section):
     )
     seed: int = Field(default=0, description="Seed of every draw.")
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides the plan for given documents, as JSON; a preset's stages say all that it stands for."""
+        return self.model_dump(mode="json", exclude={*PRESET_KEYS, "exclude", "compression"})
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, value: Any) -> Any:
@@ -191,7 +197,7 @@ class MixConfig(Section):
             return value
         if recipe := PRESETS.get(value.get("preset") or ""):
             return _expanded(recipe, value) | value
-        if given := sorted({"scale", "context_scale", "long_qa"} & {k for k in value if value[k] not in (1, [])}):
+        if given := sorted((PRESET_KEYS - {"preset"}) & {k for k in value if value[k] not in (1, [])}):
             raise ValueError(f"{given[0]} is for a preset: set preset to one of {', '.join(PRESETS)}, or leave it out")
         return value
 

@@ -31,10 +31,13 @@ def draw(inventory: pa.Table, tokens: pa.Table, plan: Plan, name: str) -> pa.Tab
     """The items (DRAWN) that a stage, or the held-out split, draws from a partition; by window and order.
 
     inventory: of `take_inventory`. tokens: the partition's doc and ids. An item is a document, or a part of one over
-    the longest context of all stages (`parts`); the parts are the same in every stage, so the cap holds for each. An
-    item's copies are spread evenly over its source's share of the stage, from a start that is a hash; `order` is the
-    place as a fraction of 2^64, `copy` counts over all stages. No two copies share a window, unless the stage draws
-    more copies than it has windows. A document that a stage does not split is drawn whole, as often as its first part.
+    the longest context of all stages (`parts`); the parts are the same in every stage, so the cap holds for each. A
+    cell's items lie on a line by their hash; the curriculum walks along it, round after round, and every stage from
+    where the one before it stopped, at a steady pace, or that of its source's density. So any part of a stage has its
+    part of each cell but for an item, and a document comes again only when its cell has been gone through. `order` is
+    the place in the stage as a fraction of 2^64, `copy` counts over all stages. No two copies share a window, unless
+    the stage draws more copies than it has windows. A document that a stage does not split is drawn whole, as often as
+    its first part.
     """
     stage = plan.stage(name)
     inventory = inventory.filter(pc.equal(inventory["held_out"], name == HELD_OUT))
@@ -48,14 +51,16 @@ def draw(inventory: pa.Table, tokens: pa.Table, plan: Plan, name: str) -> pa.Tab
     if stage.long_documents != "split":
         part, offset, lengths = np.arange(len(n_tokens)), np.zeros_like(n_tokens), n_tokens
     doc = inventory["doc"].to_numpy()[part]
-    first, copies = _copies(draw_hash(plan.seed, doc, offset), cell[part], plan, stage)
+    hashes = hashed(plan.seed, f"order {name}", doc, offset)
+    first, copies, begins, apart = _walk(draw_hash(plan.seed, doc, offset), hashes, cell[part], plan, stage)
 
     item = np.repeat(np.arange(len(doc)), copies)
     nth = np.arange(len(item)) - np.repeat(np.cumsum(copies) - copies, copies)
-    order = _orders(hashed(plan.seed, f"order {name}", doc, offset)[item], nth, copies[item])
+    place = np.clip(begins[item] + nth * apart[item], 0.0, LAST_PLACE)
     for code, knots in ((plan.sources.index(s), k) for s, k in stage.densities.items() if s in plan.sources):
         here = source[part[item]] == code
-        order[here] = at_density(order[here], knots)
+        place[here] = at_density(place[here], knots)
+    order = ((place * 2.0**32).astype(np.uint64) << np.uint64(32)) | (hashes[item] >> np.uint64(32))
     window = _windows(order, item, nth, copies[item], stage.shards)
     copy = first[item] + nth
     sorted_ = np.lexsort((copy, offset[item], doc[item], order, window))
@@ -69,27 +74,20 @@ def draw(inventory: pa.Table, tokens: pa.Table, plan: Plan, name: str) -> pa.Tab
     return pa.table([*drawn, _cut(tokens["ids"], rows, offset[item], lengths[item], n_tokens[of])], schema=DRAWN)
 
 
-def at_density(order: np.ndarray, knots: list[tuple[float, float]]) -> np.ndarray:
-    """Uniform places (fractions of 2^64) moved to where a piecewise linear density wants them, in the same order.
+def at_density(place: np.ndarray, knots: list[tuple[float, float]]) -> np.ndarray:
+    """Uniform places in [0, 1) moved to where a piecewise linear density wants them, in the same order.
 
     knots: as in StagePlan.densities. The inverse of the density's integral: within a piece, a root of a quadratic.
     """
     x, density = np.array(knots, np.float64).T
     areas = np.diff(x) * (density[1:] + density[:-1]) / 2
     below = np.concatenate([[0.0], np.cumsum(areas)])
-    amount = order / 2.0**64 * below[-1]
+    amount = place * below[-1]
     piece = np.clip(np.searchsorted(below, amount, side="right") - 1, 0, len(areas) - 1)
     rest, start, width = amount - below[piece], density[piece], np.diff(x)[piece]
     slope = (density[piece + 1] - start) / np.where(width, width, 1.0)
     root = start + np.sqrt(np.maximum(0.0, start**2 + 2 * slope * rest))
-    place = x[piece] + np.minimum(width, 2 * rest / np.where(root, root, 1.0))
-    return np.minimum(place * 2.0**64, 2.0**64 - 2.0**11).astype(np.uint64)  # the largest float64 below 2^64
-
-
-def _orders(hashes: np.ndarray, nth: np.ndarray, copies: np.ndarray) -> np.ndarray:
-    """Places of an item's copies: the first lies, by its hash, in the first of as many equal parts, and so on."""
-    apart = np.uint64(2**64 - 1) // np.maximum(copies, 1).astype(np.uint64)
-    return hashes // np.maximum(copies, 1).astype(np.uint64) + nth.astype(np.uint64) * apart
+    return np.minimum(x[piece] + np.minimum(width, 2 * rest / np.where(root, root, 1.0)), LAST_PLACE)
 
 
 def _windows(order: np.ndarray, item: np.ndarray, nth: np.ndarray, copies: np.ndarray, windows: int) -> np.ndarray:
@@ -112,28 +110,38 @@ def _cut(
     return binary_array(out, ends)
 
 
-def _copies(hashes: np.ndarray, cell: np.ndarray, plan: Plan, stage: StagePlan) -> tuple[np.ndarray, np.ndarray]:
-    """(copies of each item that earlier stages drew, that this one draws); the plan's table of places says how."""
+def _walk(
+    draw_hashes: np.ndarray, hashes: np.ndarray, cell: np.ndarray, plan: Plan, stage: StagePlan
+) -> tuple[np.ndarray, ...]:
+    """Of each item: copies that earlier stages drew, copies that this one draws, where in the stage the first of them
+    comes (about 0..1), and how far apart they are. The plan's table of places says how.
+
+    Whether an item is drawn depends on the middle of its piece of the cell's line; its place in the stage is, by its
+    hash, anywhere in that piece, so that small cells do not all come at the same moments.
+    """
     table = plan.places.filter(pc.equal(plan.places["held_out"], stage.name == HELD_OUT))
     knots, cumulative, copies = (table[name].combine_chunks() for name in ("knots", "cumulative", "copies"))
     sizes = pc.list_value_length(knots).to_numpy(zero_copy_only=False).astype(np.int64)
     cells = np.repeat(np.arange(len(table)), sizes)
     lines = (cells << 32) | knots.flatten().to_numpy()
-    piece = np.searchsorted(lines, (cell << 32) | hashes, side="right") - 1
+    piece = np.searchsorted(lines, (cell << 32) | draw_hashes, side="right") - 1
     exact = table["exact"].to_numpy()[cell]
-    strange = exact & (lines[piece] != ((cell << 32) | hashes))
+    strange = exact & (lines[piece] != ((cell << 32) | draw_hashes))
     if (strange | (cells[piece] != cell)).any():
         raise UserError("a partition has documents that the plan's table of places lacks; plan the mixture again")
-    within = np.where(exact, 0.5, (hashes - (lines[piece] & 0xFFFFFFFF)) / 2.0**WITHIN)
     cumulative = cumulative.flatten().to_numpy()
-    at = piece + cell  # each cell's list has one more than it has knots
-    place = np.minimum(cumulative[at] + within * (cumulative[at + 1] - cumulative[at]), LAST_PLACE)
+    left = cumulative[piece + cell]  # each cell's list has one more than it has knots
+    size = cumulative[piece + cell + 1] - left
+    bucket = (draw_hashes - (lines[piece] & 0xFFFFFFFF)) / 2.0**WITHIN
+    drawn_at = np.minimum(left + np.where(exact, 0.5, bucket) * size, LAST_PLACE)
+    comes_at = left + np.where(exact, hashes / 2.0**64, bucket) * size
     nth_stage, stages = (0, 1) if stage.name == HELD_OUT else (stage.index, len(plan.stages))
-    cuts = copies.flatten().to_numpy().reshape(-1, stages + 1)
-    first, last = (np.floor(cuts[cell, nth_stage + i] + place).astype(np.int64) for i in (0, 1))
+    before, after = copies.flatten().to_numpy().reshape(-1, stages + 1)[cell, nth_stage : nth_stage + 2].T
+    first, last = (np.floor(cut + drawn_at).astype(np.int64) for cut in (before, after))
     if (last > table["cap"].to_numpy()[cell]).any():
         raise UserError(f"stage {stage.name} draws a document more often than its tier's cap; report it")
-    return first, last - first
+    apart = 1 / np.maximum(after - before, 1e-9)  # where nothing is drawn, nobody asks
+    return first, last - first, (first + 1 - comes_at - before) * apart, apart
 
 
 def _cell_numbers(plan: Plan, stage: StagePlan) -> np.ndarray:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
@@ -12,7 +13,18 @@ from mixer.shards import StageInfo
 
 
 @dataclass(frozen=True)
-class CellPlan:
+class Cell:
+    source: str
+    tier: str
+    length_class: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}/{self.tier}/{self.length_class}"
+
+
+@dataclass(frozen=True)
+class CellPlan(Cell):
     """What one stage draws from one cell.
 
     available: the cell's tokens, without duplicates, excluded and held-out documents. usable: what of them the stage's
@@ -20,9 +32,6 @@ class CellPlan:
     and after this stage; one with its place u in [0, 1) is drawn floor(after + u) - floor(before + u) times.
     """
 
-    source: str
-    tier: str
-    length_class: str
     available: int
     usable: int
     planned: int
@@ -32,14 +41,11 @@ class CellPlan:
 
 
 @dataclass(frozen=True)
-class Limit:
+class Limit(Cell):
     """A cell whose cap binds. tokens: drawable over all stages. price: nats that the plan's distance from what was
     asked (`mixer.fit`) would fall by for one token more.
     """
 
-    source: str
-    tier: str
-    length_class: str
     tokens: int
     price: float
 
@@ -67,23 +73,42 @@ class StagePlan:
     densities: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     class_prices: dict[str, float] = field(default_factory=dict)
 
+    def by(self, column: str) -> dict[str, int]:
+        """Planned tokens by a column of the cells."""
+        found: dict[str, int] = {}
+        for cell in self.cells:
+            found[getattr(cell, column)] = found.get(getattr(cell, column), 0) + cell.planned
+        return found
+
 
 @dataclass(frozen=True)
 class Plan:
     """stages: in the order of training. held_out: the split that none of them draws from.
 
-    places: where each cell is cut (PLACES of mixer/places.py), a row for each of the plan's cells.
+    config: `MixConfig.recipe`. places: where each cell is cut (PLACES of mixer/places.py), a row for each of the plan's
+    cells.
     """
 
-    seed: int
+    config: dict[str, Any]
     sources: tuple[str, ...]
-    thresholds: dict[str, int]
-    tiers: dict[str, dict[str, Any]]
     stages: tuple[StagePlan, ...]
     held_out: StagePlan
     limits: tuple[Limit, ...]
     removed: dict[str, dict[str, int]]
     places: pa.Table
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def tiers(self) -> dict[str, dict[str, Any]]:
+        """By tier, `copies` asked for and `cap`."""
+        return self.config["tiers"]
+
+    def copy_price(self, limit: Limit) -> float:
+        """Nats that the plan would come nearer to what was asked if the cell's documents could be drawn once more."""
+        return limit.price * limit.tokens / self.tiers[limit.tier]["cap"]
 
     def stage(self, name: str) -> StagePlan:
         """The stage of this name, the held-out split under "held-out" too; raises UserError for another name."""
@@ -94,14 +119,14 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         stages = {"stages": [asdict(s) for s in self.stages], "held_out": asdict(self.held_out)}
-        names = ("seed", "sources", "thresholds", "tiers", "removed")
+        names = ("config", "sources", "removed")
         limits = {"limits": [asdict(limit) for limit in self.limits]}
-        return {name: getattr(self, name) for name in names} | stages | limits | {"places": _digest(self.places)}
+        return {name: getattr(self, name) for name in names} | stages | limits | {"places": _digests(self.places)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any], places: pa.Table | None) -> "Plan":
         """Raises UserError where the table of places is another plan's; None: a plan to look at, not to draw by."""
-        if places is not None and _digest(places) != value["places"]:
+        if places is not None and _digests(places) != value["places"]:
             raise UserError("the plan's table of places is damaged or belongs to another plan; plan the mixture again")
         stages = tuple(_stage_from_json(stage) for stage in value["stages"])
         rest = {"sources": tuple(value["sources"]), "held_out": _stage_from_json(value["held_out"]), "places": places}
@@ -112,26 +137,15 @@ class Plan:
     def fingerprint(self) -> str:
         return fingerprint(self.to_json())
 
-    def stage_info(self, name: str, vocab_size: int, eos: int, tokenizer: str, heartbeat: str) -> StageInfo:
-        """What stage.json says of a stage; tokenizer: its fingerprint."""
+    def stage_info(self, name: str, vocab_size: int, eos: int, **rest: Any) -> StageInfo:
+        """What stage.json says of a stage. rest: the fingerprints `tokenizer` and `plan`, `compression`."""
         stage = self.stage(name)
-        return StageInfo(
-            stage=stage.name,
-            index=stage.index,
-            context=stage.context,
-            rope_base=stage.rope_base,
-            tokens=stage.tokens,
-            vocab_size=vocab_size,
-            eos=eos,
-            token_dtype="uint16" if vocab_size <= 1 << 16 else "uint32",
-            sources=self.sources,
-            tiers=TIERS,
-            classes=CLASSES,
-            tokenizer=tokenizer,
-            plan=self.fingerprint,
-            shards=stage.shards,
-            heartbeat=heartbeat,
-        )
+        same: dict[str, Any] = {
+            key: getattr(stage, key) for key in ("index", "context", "rope_base", "tokens", "shards")
+        }
+        dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+        names: dict[str, Any] = {"sources": self.sources, "tiers": TIERS, "classes": CLASSES}
+        return StageInfo(stage=name, vocab_size=vocab_size, eos=eos, token_dtype=dtype, **same, **names, **rest)
 
 
 def _stage_from_json(value: dict[str, Any]) -> StagePlan:
@@ -139,8 +153,15 @@ def _stage_from_json(value: dict[str, Any]) -> StagePlan:
     return StagePlan(**value | {"cells": tuple(CellPlan(**cell) for cell in value["cells"]), "densities": knots})
 
 
-def _digest(places: pa.Table) -> str:
-    digest = xxhash.xxh3_64()
-    for name in ("knots", "cumulative", "copies"):
-        digest.update(places[name].combine_chunks().flatten().to_numpy().tobytes())
-    return digest.hexdigest()
+def _digests(places: pa.Table) -> dict[str, Any]:
+    """Of the documents there are to draw (their hashes and sizes), and of the cuts before and after each stage."""
+    held_out = places["held_out"].to_numpy()
+    values = {name: places[name].combine_chunks() for name in ("knots", "cumulative", "copies")}
+    cuts = values["copies"].filter(pa.array(~held_out)).flatten().to_numpy().reshape((~held_out).sum(), -1)
+    last = values["copies"].filter(pa.array(held_out)).flatten().to_numpy()
+    documents = [values[name].flatten().to_numpy() for name in ("knots", "cumulative")]
+    return {"documents": _digest(*documents), "cuts": [_digest(cut) for cut in cuts.T], "held_out": _digest(last)}
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    return xxhash.xxh3_64_hexdigest(b"".join(array.tobytes() for array in arrays))

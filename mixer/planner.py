@@ -42,40 +42,35 @@ def make_plan(inventory: dict[str, Any], config: MixConfig) -> Plan:
         raise UserError("\n".join(_refusal(problem, planned, missing, cells, sources, config)))
     fitted = fit(problem)
     best, missing = whole(problem, fitted.x)
-    planned = (
-        planned if missing.any() else best
-    )  # rounding fails by a token where caps of unlike stages bind everywhere
+    if not missing.any():  # else rounding fails by a token, where caps of unlike stages bind everywhere
+        planned = best
 
-    stages = []
+    stages: list[StagePlan] = []
     before = [Fraction(0)] * len(cells)
     for i, stage in enumerate(config.stages):
-        after = [b + _copies(int(t), cell["usable"][i]) for b, t, cell in zip(before, planned[i], cells, strict=True)]
-        rows = [
-            _cell_plan(cell, cell["usable"][i], int(planned[i, c]), float(before[c]), float(after[c]), why)
-            for c, (cell, why) in enumerate(zip(cells, _whys(problem, fitted, i, planned[i]), strict=True))
+        after = [
+            b + Fraction(int(t), max(1, c["usable"][i])) for b, t, c in zip(before, planned[i], cells, strict=True)
         ]
+        whys = _whys(problem, fitted, i, planned[i])
+        rows = [
+            CellPlan(*_name(cell), cell["tokens"], cell["usable"][i], int(t), float(b), float(a), why)
+            for cell, t, b, a, why in zip(cells, planned[i], before, after, whys, strict=True)
+        ]
+        asked = dict(zip(sources, problem.shares[i].tolist(), strict=True)) if problem.asked[i] else {}
         by_source = np.bincount(problem.source, planned[i], len(sources))
-        stages.append(
-            _stage_plan(i, stage, stage.tokens, rows, config)
-            | {
-                "asked": dict(zip(sources, problem.shares[i].tolist(), strict=True)) if problem.asked[i] else {},
-                "densities": _densities(problem, i, stage, sources, by_source),
-                "class_prices": _class_prices(problem, fitted, i),
-            }
-        )
+        course = _densities(problem, i, stage, sources, by_source)
+        prices = _class_prices(problem, fitted, i)
+        stages.append(_stage_plan(i, stage, rows, config, asked, course, prices))
         before = after
-    stage_plans = [StagePlan(**values) for values in stages]
-    held_out = StagePlan(**_plan_held_out([cell for cell in everything if cell["held_out"]], config))
+    held_out = _plan_held_out([cell for cell in everything if cell["held_out"]], config)
     return Plan(
-        seed=config.seed,
+        config=config.recipe,
         sources=tuple(sources),
-        thresholds=config.thresholds.model_dump(),
-        tiers={name: tier.model_dump() for name, tier in config.tiers.items()},
-        stages=tuple(stage_plans),
+        stages=tuple(stages),
         held_out=held_out,
         limits=tuple(_limits(problem, fitted, cells)),
         removed=inventory["removed"],
-        places=places(everything, stage_plans, held_out, config),
+        places=places(everything, stages, held_out, config),
     )
 
 
@@ -118,7 +113,7 @@ def _refusal(
                     f"{s.name} {int(t):,}" for s, t in zip(config.stages, planned[:, c], strict=True) if t
                 )
                 most = f"{usable:,} tokens x cap {cap} = {usable * cap:,}"
-                yield f"    {cell_name(cells[c])}: {most}; drawn: {drawn or 'none'}"
+                yield f"    {'/'.join(_name(cells[c]))}: {most}; drawn: {drawn or 'none'}"
             if len(mine) > SHOWN:
                 yield f"    and {len(mine) - SHOWN} smaller cells"
             if not len(mine):
@@ -136,8 +131,8 @@ def _refusal(
     yield from (f"  {fix}" for fix in found)
 
 
-def cell_name(cell: dict[str, Any]) -> str:
-    return f"{cell['source']}/{cell['tier']}/{cell['length_class']}"
+def _name(cell: dict[str, Any]) -> tuple[str, str, str]:
+    return cell["source"], cell["tier"], cell["length_class"]
 
 
 def _whys(p: Problem, fitted: Fit, i: int, planned: np.ndarray) -> Iterator[str]:
@@ -157,18 +152,12 @@ def _whys(p: Problem, fitted: Fit, i: int, planned: np.ndarray) -> Iterator[str]
 def _limits(p: Problem, fitted: Fit, cells: Cells) -> Iterator[Limit]:
     for c in np.argsort(-fitted.cap_price * p.room / p.cap, kind="stable").tolist():  # most for a copy more first
         if fitted.cap_price[c] > 0:
-            cell = cells[c]
-            price = float(fitted.cap_price[c])
-            yield Limit(cell["source"], cell["tier"], cell["length_class"], int(p.room[c]), price)
+            yield Limit(*_name(cells[c]), int(p.room[c]), float(fitted.cap_price[c]))
 
 
 def _class_prices(p: Problem, fitted: Fit, i: int) -> dict[str, float]:
-    mine = [
-        (g.length_class, float(x))
-        for g, x in zip(p.groups, fitted.group_price, strict=True)
-        if g.stage == i and g.target
-    ]
-    return {name: price for name, price in mine if name}
+    prices = zip(p.groups, fitted.group_price.tolist(), strict=True)
+    return {g.length_class: price for g, price in prices if g.stage == i and g.target and g.length_class}
 
 
 def _densities(
@@ -185,37 +174,22 @@ def _densities(
     }
 
 
-def _copies(planned: int, usable: int) -> Fraction:
-    return Fraction(planned, usable) if usable else Fraction(0)
+def _stage_plan(i: int, stage: Stage, rows: list[CellPlan], config: MixConfig, *asked: Any) -> StagePlan:
+    """asked: the plan's `asked`, `densities` and `class_prices`."""
+    tokens = sum(row.planned for row in rows)
+    classes = {name: sum(row.planned for row in rows if row.length_class == name) for name in CLASSES}
+    about = (stage.name, i, stage.context, stage.rope_base, tokens, stage.long_documents)
+    return StagePlan(*about, ceil(tokens / config.shard_tokens), classes, tuple(rows), *asked)
 
 
-def _cell_plan(cell: dict[str, Any], usable: int, planned: int, before: float, after: float, why: str) -> CellPlan:
-    return CellPlan(
-        cell["source"], cell["tier"], cell["length_class"], cell["tokens"], usable, planned, before, after, why
-    )
-
-
-def _stage_plan(index: int, stage: Stage, tokens: int, rows: list[CellPlan], config: MixConfig) -> dict[str, Any]:
-    return {
-        "name": stage.name,
-        "index": index,
-        "context": stage.context,
-        "rope_base": stage.rope_base,
-        "tokens": tokens,
-        "long_documents": stage.long_documents,
-        "shards": ceil(tokens / config.shard_tokens),
-        "classes": {name: sum(row.planned for row in rows if row.length_class == name) for name in CLASSES},
-        "cells": tuple(rows),
-    }
-
-
-def _plan_held_out(cells: Cells, config: MixConfig) -> dict[str, Any]:
+def _plan_held_out(cells: Cells, config: MixConfig) -> StagePlan:
     """The held-out documents as they come, each at most once, up to the limit."""
     there = [cell["tokens"] for cell in cells]
-    tokens = min(config.held_out.tokens, sum(there))
-    planned = largest_remainder(tokens, [Fraction(t) for t in there])
-    rows = [_cell_plan(c, t, p, 0.0, p / t, "in proportion") for c, t, p in zip(cells, there, planned, strict=True)]
-    first = config.stages[0]
-    context = config.held_out.context or first.context
-    stage = first.model_copy(update={"name": HELD_OUT, "context": context, "long_documents": "split"})
-    return _stage_plan(len(config.stages), stage, tokens, rows, config)
+    planned = largest_remainder(min(config.held_out.tokens, sum(there)), [Fraction(t) for t in there])
+    rows = [
+        CellPlan(*_name(cell), tokens, tokens, part, 0.0, part / tokens, "in proportion")
+        for cell, tokens, part in zip(cells, there, planned, strict=True)
+    ]
+    context = config.held_out.context or config.stages[0].context
+    stage = config.stages[0].model_copy(update={"name": HELD_OUT, "context": context, "long_documents": "split"})
+    return _stage_plan(len(config.stages), stage, rows, config)

@@ -1,6 +1,6 @@
 """What the planner has to solve, as arrays: targets that must be met, caps, and what is asked of sources and tiers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -68,10 +68,6 @@ class Problem:
     def room(self) -> np.ndarray:
         """(C,) tokens, of the cell's most usable stage, that the cap allows over all stages."""
         return self.cap * self.usable.max(axis=0, initial=0)
-
-    def with_targets(self, targets: np.ndarray) -> "Problem":
-        groups = tuple(replace(g, target=int(t)) for g, t in zip(self.groups, targets, strict=True))
-        return replace(self, groups=groups)
 
 
 def build(cells: Cells, sources: list[str], config: MixConfig) -> Problem:

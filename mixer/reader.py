@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dataprep.storage import Commit, UserError, arrow_file, filesystem, is_local, join, read_json
 from mixer.cache import ShardCache
-from mixer.shards import QUARANTINE, SEGMENT, SHARD, STORED, StageInfo, checksums, shard_key
+from mixer.shards import QUARANTINE, SEGMENT, SHARD, STORED, StageInfo, checksums, read_end, shard_key
 
 __all__ = ["SEGMENT", "Batch", "Damaged", "ShardFile", "ShardLog", "StageInfo"]
 
@@ -66,7 +66,7 @@ class ShardLog:
         self.stage = StageInfo.load(directory)
         self._cache = cache
         self._mask = quarantined == "mask"
-        listed = (read_json(join(directory, QUARANTINE)) or {"batches": []})["batches"]
+        listed = (read_json(join(directory, QUARANTINE), batches=list) or {"batches": []})["batches"]
         self._quarantine = {(entry["shard"], entry["batch"]): entry for entry in listed}
         self._ends: list[int] = []  # sequences up to and with shard k, for the shards committed without a gap
         self._ended = False
@@ -79,11 +79,9 @@ class ShardLog:
     @property
     def ended(self) -> bool:
         """Whether the stage is complete."""
-        if not self._ended:
-            end = read_json(join(self.directory, "end.json"))
-            if end is not None:
-                self._ended = True
-                self._ends = np.cumsum(end["shard_sequences"], dtype=np.int64).tolist()
+        if not self._ended and (end := read_end(self.directory)) is not None:
+            self._ended = True
+            self._ends = np.cumsum(end["shard_sequences"], dtype=np.int64).tolist()
         return self._ended
 
     def wait(self, sequences: int, timeout: float = 60.0) -> int:

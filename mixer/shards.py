@@ -75,7 +75,7 @@ class StageInfo:
     def load(cls, directory: str) -> "StageInfo":
         """Raises UserError where the directory holds no stage, or one written by another version of the format."""
         path = join(directory, "stage.json")
-        value = read_json(path)
+        value = read_json(path, stage=str)
         if value is None:
             raise UserError(f"no stage at {directory}: {path} does not exist; plan the mixture first or mend the path")
         if set(value) != {f.name for f in fields(cls)}:
@@ -144,6 +144,11 @@ def write_end(directory: str, sequences: Iterable[int], totals: dict[str, Any]) 
     value = {"shards": len(counts), "sequences": sum(counts), "shard_sequences": counts, "totals": totals}
     ensure_json(join(directory, "end.json"), value)
     return value
+
+
+def read_end(directory: str) -> dict[str, Any] | None:
+    """What `end.json` says, as from `write_end`; None while the stage is not complete."""
+    return read_json(join(directory, "end.json"), shards=int, sequences=int, shard_sequences=list, totals=dict)
 
 
 def beat(path: str) -> None:

@@ -1,7 +1,6 @@
 """The README's file tree is the project's: every file, with its own first line."""
 
 import ast
-import re
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -21,11 +20,3 @@ def listing() -> str:
 
 def test_the_tree_lists_every_file_with_its_first_line():
     assert listing() in (CHECKOUT / "README.md").read_text(), f"the README's tree should be\n{listing()}"
-
-
-def test_every_file_the_documents_name_exists():
-    for page in (CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *(CHECKOUT / "docs").glob("*.md")):
-        for name in re.findall(
-            r"`((?:jobs|configs|docs|benchmarks|kernels|trainer|mixer|dedup|dataprep)/[\w./-]+\.\w+)`", page.read_text()
-        ):
-            assert (CHECKOUT / name).exists(), f"{page.name} names {name}"

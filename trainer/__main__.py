@@ -7,23 +7,24 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
-import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from dataprep.storage import UserError, expand, explain_os_error, join, read_bytes, read_json
+from dataprep.storage import UserError, expand, join, read_bytes
 from mixer.batches import BatchSizes
-from mixer.reader import ShardLog
 from trainer.config import TrainConfig
 from trainer.cost import memory_needed
-from trainer.loop import HELD_OUT, evaluate_newest, finished, local_root, open_log, run_directory, train
+from trainer.loop import evaluate_newest, train
 from trainer.model import parameter_counts
+from trainer.parallel import fsdp_ranks
 from trainer.schedule import phase_ends
 from trainer.signals import Stopped
+from trainer.stages import HELD_OUT, finished, local_root, open_log, run_directory, shards_root
 
 
 def main() -> None:
@@ -35,19 +36,7 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="only evaluate the stage's newest checkpoint")
     arguments = parser.parse_args()
     try:
-        config, root, names = load(arguments.config, arguments.root)
-        stages = stages_up_to(arguments.stage, names or packed_with(root, arguments.stage))
-        directory = run_directory(config, root, stages)
-        if arguments.check:
-            check(config, root, arguments.stage, directory)
-            return
-        if arguments.evaluate:
-            print(json.dumps(evaluate_newest(config, root, arguments.stage), indent=1))
-            return
-        untrained = [s for s in stages[:-1] if finished(directory / s) is None]
-        if untrained:
-            raise UserError(f"stage {arguments.stage} starts from stage {untrained[0]}; train that first")
-        train(config, root, stages)
+        run(arguments)
     except Stopped as stopped:  # as asked: no failure
         print(stopped)
     except UserError as error:
@@ -55,17 +44,30 @@ def main() -> None:
         sys.exit(1)
 
 
-def load(path: str, root: str | None) -> tuple[TrainConfig, str, list[str]]:
-    """The section `train`, the root, and the names of `mix.stages` (none where a preset gives them)."""
+def run(arguments: argparse.Namespace) -> None:
+    config, root, contexts = load(arguments.config, arguments.root)
+    stages = stages_up_to(arguments.stage, config, root, contexts)
+    directory = run_directory(config, root, stages)
+    if arguments.check:
+        check(config, root, stages, directory)
+    elif arguments.evaluate:
+        print(json.dumps(evaluate_newest(config, root, arguments.stage), indent=1))
+    else:
+        untrained = [stage for stage in stages[:-1] if finished(directory / stage) is None]
+        if untrained:
+            raise UserError(f"stage {arguments.stage} starts from stage {untrained[0]}; train that first")
+        train(config, root, stages)
+
+
+def load(path: str, root: str | None) -> tuple[TrainConfig, str, dict[str, Any]]:
+    """The section `train`, the root, and the contexts of `mix.stages` by name ({} where a preset gives them)."""
     try:
         values = yaml.safe_load(read_bytes(path))
         root = local_root(root or values["root"])
-        names = [stage["name"] for stage in values.get("mix", {}).get("stages", [])]
-        return TrainConfig(**values.get("train", {})), root, names
-    except FileNotFoundError:
-        raise UserError(f"no configuration file {path}") from None
+        contexts = {stage["name"]: stage.get("context") for stage in values.get("mix", {}).get("stages", [])}
+        return TrainConfig(**values.get("train", {})), root, contexts
     except OSError as error:
-        raise explain_os_error(error) or UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read the configuration {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} must be YAML with `root` and the sections `mix` and `train`") from None
     except ValidationError as error:
@@ -74,43 +76,47 @@ def load(path: str, root: str | None) -> tuple[TrainConfig, str, list[str]]:
         raise UserError(f"{path}: {key}: {first['msg']}, not {first['input']!r}") from None
 
 
-def packed_with(root: str, stage: str) -> list[str]:
-    """The stages that were packed for the same plan as this one, in training order."""
-    plan = open_log(root, stage).stage.plan
-    entries = [read_json(path) for path in expand(join(root, "latest", "pack-*.json"))]
-    infos = sorted((ShardLog(join(root, e["directory"])).stage for e in entries), key=lambda info: info.index)
-    return [info.stage for info in infos if info.plan == plan and info.stage != HELD_OUT]
-
-
-def stages_up_to(stage: str, names: list[str]) -> list[str]:
+def stages_up_to(stage: str, config: TrainConfig, root: str, contexts: dict[str, Any]) -> list[str]:
+    """The stages to train, in order: those of the configuration, else those packed for the same plan as `stage`."""
+    names = list(contexts)
+    if not names:
+        files = expand(join(shards_root(config, root), "latest", "pack-*.json"))
+        packed = (open_log(config, root, Path(file).stem.removeprefix("pack-")).stage for file in files)
+        infos = sorted(packed, key=lambda info: info.index)
+        plan = open_log(config, root, stage).stage.plan
+        names = [info.stage for info in infos if info.plan == plan and info.stage != HELD_OUT]
     if stage not in names:
         raise UserError(f"the configuration has no stage {stage}; it has {', '.join(names)}")
-    return names[: names.index(stage) + 1]
+    stages = names[: names.index(stage) + 1]
+    for name in stages:
+        there, asked = open_log(config, root, name).stage.context, contexts.get(name)
+        if asked not in (None, there):
+            raise UserError(f"stage {name} was packed at context {there}, but mix.stages says {asked}; run jobs/mix.py")
+    return stages
 
 
-def check(config: TrainConfig, root: str, stage: str, directory: Path) -> None:
-    """Say what would be trained: parameters, memory, steps, where batch and learning rate change, where it goes."""
-    info = open_log(root, stage).stage
-    schedule, planned = config.stages.get(stage, config.schedule), max(1, info.tokens)
-    ends = phase_ends(schedule, planned)
+def check(config: TrainConfig, root: str, stages: list[str], directory: Path) -> None:
+    """Say what the last of the stages would be: parameters, memory, steps, where batch and learning rate change."""
+    *before, info = (open_log(config, root, stage).stage for stage in stages)
+    schedule = config.stages.get(info.stage, config.schedule)
     total, active = parameter_counts(config.model, info.vocab_size)
     print(f"model: {total / 1e6:,.2f} M parameters, {active / 1e6:,.2f} M of the layers' used per token")
     ranks = int(os.environ.get("WORLD_SIZE", config.workers))
-    needed = memory_needed(config, info.vocab_size, info.context, total, ranks // config.parallel.dp_replicate)
+    needed = memory_needed(config, info.vocab_size, info.context, total, fsdp_ranks(config, ranks))
     parts = ", ".join(f"{name} {gigabytes:,.2f}" for name, gigabytes in needed.items())
     print(f"memory: about {sum(needed.values()):,.2f} GB on each of {ranks} workers ({parts})")
-    marks = [0, *sorted(mark for mark in config.batch_marks if mark < info.tokens)]
-    batches = BatchSizes(info.context, config.batch_tokens, config.batch_marks)
-    sizes = [batches.at(-(-mark // info.context)) for mark in marks]
-    spans = [b - a for a, b in itertools.pairwise([*marks, info.tokens])]
-    steps = sum(-(-span // (n * info.context)) for span, n in zip(spans, sizes, strict=True))
-    print(f"stage {stage}: {info.tokens:,} tokens at context {info.context:,}, RoPE base {info.rope_base:,.0f}; "
-          f"about {steps:,} steps")  # fmt: skip
-    for mark, n in zip(marks, sizes, strict=True):
+    begins = sum(stage.tokens for stage in before)
+    sizes = BatchSizes(info.context, config.batch_tokens, config.batch_marks, begins)
+    steps = sum(1 for _ in sizes.steps(-(-info.tokens // info.context)))
+    about = f"{info.tokens:,} tokens at context {info.context:,}, RoPE base {info.rope_base:,.0f}"
+    print(f"stage {info.stage}: {about}; about {steps:,} steps")
+    for mark in [0, *sorted(m - begins for m in config.batch_marks if begins < m < begins + info.tokens)]:
+        n = sizes.at(-(-mark // info.context))
         print(f"  batch: {n:,} sequences ({n * info.context:,} tokens) from {mark:,} tokens on")
-    for phase, end in zip(schedule, ends, strict=True):
+    for phase, end in zip(schedule, phase_ends(schedule, info.tokens), strict=True):
         print(f"  learning rate: {phase.shape} to {phase.lr:g} at {end:,.0f} tokens")
-    print(f"output: {directory / stage}{' (trained already)' if finished(directory / stage) else ''}")
+    output = directory / info.stage
+    print(f"output: {output}{' (trained already)' if finished(output) else ''}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ chunk (the block), G chunks of one scan step, X = N * N entries of a state. A di
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional as F
 
 from trainer.collectives import AllGather
+from trainer.ring import ring_attention
 
 if TYPE_CHECKING:
     from kernels.lightning_attention import Segments
@@ -52,9 +54,9 @@ class Layout:
     position_T: Tensor  # int64, restarts at every document
     group_T: Tensor  # int64: the routing group of the token (`moe.py`); -1: padding
     member_GT: Tensor  # the same as a mask
-    same_C1BB: Tensor  # query and key belong to one document
-    inward_C1B1: Tensor  # the token belongs to the document that the state coming into the chunk belongs to
-    outward_C1B1: Tensor  # ... to the one that the state leaving the chunk belongs to: its last
+    same_CBB: Tensor  # query and key belong to one document
+    inward_CB1: Tensor  # the token belongs to the document that the state coming into the chunk belongs to
+    outward_CB1: Tensor  # ... to the one that the state leaving the chunk belongs to: its last
     last_C: Tensor  # that last document
     reached_C: Tensor  # the state coming into the chunk holds a document that began on a rank before
     between_R: Tensor  # tokens between rank R's slice and this one; infinite where its last document ends before
@@ -101,9 +103,9 @@ class Layout:
             position_T=(torch.arange(start, stop) - cu[document]).to(device),
             group_T=group_T.to(device),
             member_GT=(group_T == torch.arange(groups)[:, None]).to(device),
-            same_C1BB=(chunked[:, :, None] == chunked[:, None, :])[:, None].to(device),
-            inward_C1B1=(chunked == before[:, None])[:, None, :, None].to(device),
-            outward_C1B1=(chunked == last[:, None])[:, None, :, None].to(device),
+            same_CBB=(chunked[:, :, None] == chunked[:, None, :]).to(device),
+            inward_CB1=(chunked == before[:, None])[:, :, None].to(device),
+            outward_CB1=(chunked == last[:, None])[:, :, None].to(device),
             last_C=last.to(device),
             reached_C=(before == incoming).to(device),
             between_R=F.pad(between, (0, ranks - rank), value=torch.inf).to(device),
@@ -118,7 +120,7 @@ class Layout:
         for _, end in pairwise(self.cu_seqlens):
             if end - cuts[-1] >= PART or end == self.cu_seqlens[-1]:
                 cuts.append(end)
-        block, device, groups = self.same_C1BB.shape[-1], self.position_T.device, len(self.member_GT)
+        block, device, groups = self.same_CBB.shape[-1], self.position_T.device, len(self.member_GT)
         parts, starts = [], np.array(self.cu_seqlens)
         for part in (slice(*cut) for cut in pairwise(cuts)):
             own = starts[(starts >= part.start) & (starts <= part.stop)] - part.start
@@ -130,11 +132,11 @@ class Layout:
 class Decay:
     """The powers of exp(-slope) that one layer's lightning attention needs."""
 
-    inner_HBB: Tensor  # from key j to query i, 0 where j > i
-    query_HB1: Tensor  # from the state before the chunk to query i
-    key_HB1: Tensor  # from key j to the state after the chunk
+    inner_H1BB: Tensor  # from key j to query i, 0 where j > i
+    query_H1B1: Tensor  # from the state before the chunk to query i
+    key_H1B1: Tensor  # from key j to the state after the chunk
     chunk_HGG: Tensor  # from one chunk's state to a later one's, 0 where it is earlier
-    slope_H11: Tensor  # float64
+    slope_H111: Tensor  # float64
 
 
 def slopes(heads: int, layer: int, layers: int) -> Tensor:
@@ -146,18 +148,15 @@ def slopes(heads: int, layer: int, layers: int) -> Tensor:
 @functools.cache
 def decay(heads: int, layer: int, layers: int, block: int, device: torch.device, dtype: torch.dtype) -> Decay:
     """A layer's `Decay`, kept in float32 or better whatever the activations are."""
-    s_H11 = slopes(heads, layer, layers)[:, None, None]
-    i = torch.arange(block, dtype=torch.float64)
-    g = torch.arange(SCAN + 1, dtype=torch.float64)
+    s_H111 = slopes(heads, layer, layers)[:, None, None, None]
+    i_B1 = torch.arange(block, dtype=torch.float64)[:, None]
+    g_G1 = torch.arange(SCAN + 1, dtype=torch.float64)[:, None]
 
-    def triangle(n: Tensor, unit: int) -> Tensor:
-        return torch.exp(-s_H11 * unit * (n[:, None] - n).clamp(min=0)).tril()
+    def power(n: Tensor) -> Tensor:
+        return torch.exp(-s_H111 * n.clamp(min=0)).to(device, at_least_float32(dtype))
 
-    def put(power: Tensor) -> Tensor:
-        return power.to(device, at_least_float32(dtype))
-
-    query, key = torch.exp(-s_H11 * (i[:, None] + 1)), torch.exp(-s_H11 * (block - 1 - i[:, None]))
-    return Decay(put(triangle(i, 1)), put(query), put(key), put(triangle(g, block)), s_H11.to(device))
+    inner_H1BB, chunk_H1GG = power(i_B1 - i_B1.mT).tril(), power(block * (g_G1 - g_G1.mT)).tril()
+    return Decay(inner_H1BB, power(i_B1 + 1), power(block - 1 - i_B1), chunk_H1GG[:, 0], s_H111.to(device))
 
 
 def lightning_attention(qkv_TH3N: Tensor, decay: Decay, layout: Layout) -> Tensor:
@@ -169,72 +168,66 @@ def lightning_attention(qkv_TH3N: Tensor, decay: Decay, layout: Layout) -> Tenso
         from kernels import lightning_attention as kernel
 
         if qkv_TH3N.shape[-1] // 3 in kernel.HEAD_SIZES:
-            slope_H = decay.slope_H11[:, 0, 0].float()
+            slope_H = decay.slope_H111.flatten().float()
             return kernel.lightning_attention(qkv_TH3N, slope_H, layout.segments, silu=True)[0]
-    q_THN, k_THN, v_THN = F.silu(qkv_TH3N).chunk(3, dim=-1)
-    return in_chunks(q_THN, k_THN, v_THN, decay, layout)
+    return in_chunks(qkv_TH3N, decay, layout)
 
 
-def in_chunks(q_THN: Tensor, k_THN: Tensor, v_THN: Tensor, decay: Decay, layout: Layout) -> Tensor:
+def in_chunks(qkv_TH3N: Tensor, decay: Decay, layout: Layout) -> Tensor:
     """The same in plain PyTorch: masked matrix products within a chunk, a scan over states between chunks."""
-    tokens, dtype, block = len(q_THN), q_THN.dtype, decay.inner_HBB.shape[-1]
+    tokens, dtype, block = len(qkv_TH3N), qkv_TH3N.dtype, decay.inner_H1BB.shape[-1]
+    qkv_HT3N = qkv_TH3N.transpose(0, 1)
+    if tokens % block:
+        qkv_HT3N = F.pad(qkv_HT3N, (0, 0, 0, -tokens % block))
+    # One copy with heads outermost; no matrix product below then copies what it takes.
+    qkv_HCB3N = F.silu(qkv_HT3N.contiguous()).unflatten(1, (-1, block))
+    q_HCBN, k_HCBN, v_HCBN = qkv_HCB3N.chunk(3, dim=-1)
 
-    def chunks(x_THN: Tensor) -> Tensor:
-        x_THN = F.pad(x_THN, (0, 0, 0, 0, 0, -tokens % block))
-        return x_THN.unflatten(0, (-1, block)).transpose(1, 2)
-
-    q_CHBN, k_CHBN, v_CHBN = chunks(q_THN), chunks(k_THN), chunks(v_THN)
-    score_CHBB = (q_CHBN @ k_CHBN.mT).mul_(decay.inner_HBB).mul_(layout.same_C1BB)
-    out_CHBN = score_CHBB @ v_CHBN
-    key_CHBN = (k_CHBN * (decay.key_HB1 * layout.outward_C1B1)).to(dtype)
-    query_CHBN = (q_CHBN * (decay.query_HB1 * layout.inward_C1B1)).to(dtype)
-    state_CHNN = scan(key_CHBN[:-1].mT @ v_CHBN[:-1], decay, layout.last_C)  # coming into all chunks but the first
+    score_HCBB = (q_HCBN @ k_HCBN.mT).mul_(decay.inner_H1BB).mul_(layout.same_CBB)
+    key_HCBN = (k_HCBN * (decay.key_H1B1 * layout.outward_CB1)).to(dtype)
+    query_HCBN = (q_HCBN * (decay.query_H1B1 * layout.inward_CB1)).to(dtype)
+    state_HCNN = scan((key_HCBN.mT @ v_HCBN)[:, :-1], decay, layout.last_C)
     if layout.cp is not None:
         rows = (tokens - 1) % block + 1
-        state_CHNN = across_ranks(state_CHNN, k_CHBN[-1, :, :rows], v_CHBN[-1, :, :rows], decay, layout)
-        out_CHBN = out_CHBN + query_CHBN @ state_CHNN.to(dtype)
-    elif len(state_CHNN):
-        out_CHBN = out_CHBN + F.pad(query_CHBN[1:] @ state_CHNN.to(dtype), (0, 0, 0, 0, 0, 0, 1, 0))
-    return out_CHBN.transpose(1, 2).flatten(0, 1)[:tokens]
+        state_HCNN = across_ranks(state_HCNN, k_HCBN[:, -1, :rows], v_HCBN[:, -1, :rows], decay, layout)
+    out_HCBN = score_HCBB @ v_HCBN + query_HCBN @ state_HCNN.to(dtype)
+    return out_HCBN.flatten(1, 2)[:, :tokens].transpose(0, 1)
 
 
-def across_ranks(state_CHNN: Tensor, k_HBN: Tensor, v_HBN: Tensor, decay: Decay, layout: Layout) -> Tensor:
+def scan(local_HCNN: Tensor, decay: Decay, last_C: Tensor) -> Tensor:
+    """The state coming into every chunk, given what each but the last adds to it: SCAN chunks at a time."""
+    heads, _, *size = local_HCNN.shape
+    states_H1X = [local_HCNN.new_zeros(heads, 1, math.prod(size), dtype=decay.chunk_HGG.dtype)]
+    for start in range(0, local_HCNN.shape[1], SCAN):
+        # The state so far counts as one more chunk before. One reaches a later chunk's if both end in one document.
+        local_HGX = torch.cat([states_H1X[-1][:, -1:], local_HCNN[:, start : start + SCAN].flatten(2)], dim=1)
+        last_G = last_C[max(start - 1, 0) : start + local_HGX.shape[1] - 1]
+        last_G = F.pad(last_G, (local_HGX.shape[1] - len(last_G), 0), value=-2)
+        weight_HGG = decay.chunk_HGG[:, : len(last_G), : len(last_G)] * (last_G[:, None] == last_G)
+        states_H1X.append(weight_HGG[:, 1:] @ local_HGX)
+    return torch.cat(states_H1X, dim=1).unflatten(2, size)
+
+
+def across_ranks(state_HCNN: Tensor, k_HBN: Tensor, v_HBN: Tensor, decay: Decay, layout: Layout) -> Tensor:
     """LASP+ with decay and document boundaries: the states coming into all chunks, those of ranks before included.
 
-    state_CHNN: coming into all chunks but the first, as if the stream began with this slice. k, v: the last chunk's
-    tokens. (1) The state this rank ends with is gathered, (2) those of the ranks before that end in the document this
-    one begins with are summed, each decayed over the ranks between, and (3) since all is linear, the sum is added to
-    the states of the chunks it reaches, decayed over the chunks before.
+    state_HCNN: the same as if the stream began with this slice. k, v: the last chunk's tokens. (1) The state this rank
+    ends with is gathered, (2) those of the ranks before that end in the document this one begins with are summed, each
+    decayed over the ranks between, and (3) since all is linear, the sum is added to the states of the chunks it
+    reaches, decayed over the chunks before.
     """
     assert layout.cp is not None
-    rows, wide = k_HBN.shape[1], decay.key_HB1.dtype
-    key_HBN = k_HBN * decay.key_HB1[:, -rows:] * layout.outward_C1B1[-1, :, :rows]
+    rows, wide, slope_H111 = k_HBN.shape[1], decay.key_H1B1.dtype, decay.slope_H111
+    key_HBN = k_HBN * decay.key_H1B1[:, 0, -rows:] * layout.outward_CB1[-1, :rows]
+    goes_on = layout.inward_CB1[-1, rows - 1]  # the state coming into the last chunk is of the document it ends with
     leaving_HNN = key_HBN.mT @ v_HBN.to(wide)
-    if len(state_CHNN):
-        goes_on = layout.last_C[-2] == layout.last_C[-1]
-        leaving_HNN = leaving_HNN + state_CHNN[-1] * decay.query_HB1[:, rows - 1 : rows] * goes_on
+    leaving_HNN = leaving_HNN + state_HCNN[:, -1] * decay.query_H1B1[:, 0, rows - 1 : rows] * goes_on
     leaving_RHNN = AllGather.apply(leaving_HNN[None], layout.cp.get_group())
-    weight_HR = torch.exp(-decay.slope_H11[:, :, 0] * layout.between_R).to(wide)
+    weight_HR = torch.exp(-slope_H111[:, 0, 0] * layout.between_R).to(wide)
     coming_HNN = torch.einsum("hr,rhnm->hnm", weight_HR, leaving_RHNN)
-    chunk_C = torch.arange(len(layout.last_C), device=k_HBN.device) * decay.inner_HBB.shape[-1]
-    fade_CH11 = torch.exp(-decay.slope_H11 * chunk_C[:, None, None, None]) * layout.reached_C[:, None, None, None]
-    return F.pad(state_CHNN, (0, 0, 0, 0, 0, 0, 1, 0)) + fade_CH11.to(wide) * coming_HNN
-
-
-def scan(local_CHNN: Tensor, decay: Decay, last_C: Tensor) -> Tensor:
-    """The state after every chunk, given each chunk's own contribution to it: SCAN chunks at a time."""
-    states = [local_CHNN.new_empty(0, *local_CHNN.shape[1:], dtype=decay.chunk_HGG.dtype).flatten(2)]
-    carry_1HX: Tensor = local_CHNN.new_zeros(1, *local_CHNN.shape[1:]).flatten(2).to(decay.chunk_HGG.dtype)
-    for start in range(0, len(local_CHNN), SCAN):
-        local_GHX = torch.cat([carry_1HX, local_CHNN[start : start + SCAN].flatten(2)])
-        # The carry counts as one more chunk before these. A state reaches a later chunk's if both end in one document.
-        last_G = last_C[max(start - 1, 0) : start + len(local_GHX) - 1]
-        last_G = F.pad(last_G, (len(local_GHX) - len(last_G), 0), value=-2)
-        weight_HGG = decay.chunk_HGG[:, : len(last_G), : len(last_G)] * (last_G[:, None] == last_G)
-        state_GHX = (weight_HGG[:, 1:] @ local_GHX.transpose(0, 1)).transpose(0, 1)
-        states.append(state_GHX)
-        carry_1HX = state_GHX[-1:]
-    return torch.cat(states).unflatten(2, local_CHNN.shape[2:])
+    chunk_C11 = torch.arange(len(layout.last_C), device=k_HBN.device)[:, None, None] * decay.inner_H1BB.shape[-1]
+    fade_HC11 = torch.exp(-slope_H111 * chunk_C11) * layout.reached_C[:, None, None]
+    return state_HCNN + fade_HC11.to(wide) * coming_HNN[:, None]
 
 
 def rotary_angles(position_T: Tensor, rotary_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -252,11 +245,14 @@ def rotate(x_THN: Tensor, cos_T1r: Tensor, sin_T1r: Tensor) -> Tensor:
     return torch.cat([*(x.to(rest.dtype) for x in turned), rest], dim=-1)
 
 
-def softmax_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layout) -> Tensor:
+def softmax_attention(q_THN: Tensor, k_TKN: Tensor, v_TKN: Tensor, layout: Layout, ring: bool = False) -> Tensor:
     """Causal attention within each document, scale N^-0.5; key/value heads shared by H/K query heads. (T, H, N).
 
-    Under context parallelism keys and values of the whole stream are gathered: a few heads have them.
+    Under context parallelism keys and values of the whole stream are gathered, for a few heads have them; or, with
+    `ring`, passed from rank to rank.
     """
+    if layout.cp is not None and ring:
+        return ring_attention(q_THN, k_TKN, v_TKN, layout)
     if layout.cp is not None:
         both_TKN = AllGather.apply(torch.cat([k_TKN, v_TKN], dim=1), layout.cp.get_group())
         k_TKN, v_TKN = both_TKN[layout.keys].chunk(2, dim=1)

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from trainer.model import Decoder
 from trainer.parallel import World
 from trainer.untrusted import Planner, Reader
 
-NAME = re.compile(r"step-\d{8}")
 INFO = "checkpoint.json"
 METADATA = ".metadata"
 
@@ -55,82 +53,76 @@ class Progress:
     def checkpoint(self) -> str:
         return f"step-{self.step:08d}"
 
+    def advance(self, record: dict[str, Any], sequence: int) -> None:
+        """By a step with this record, which ended before this sequence."""
+        self.step, self.tokens, self.stage_tokens = record["step"], record["tokens"], record["stage_tokens"]
+        self.sequence = sequence
+        self.skipped += record["loss"] is None
+
+
+class Writer(dcp.FileSystemWriter):
+    """DCP's writer, which hashes what it has written, and commits when the files of all ranks are there."""
+
+    def __init__(self, final: Path, info: dict[str, Any], keep: int, keep_every: int | None):
+        self.temporary = final.with_name(f".tmp-{final.name}")
+        super().__init__(self.temporary)
+        self.final, self.info, self.keep, self.keep_every = final, info, keep, keep_every
+
+    def write_data(self, *arguments: Any) -> Any:
+        """On each rank: DCP's results, and the checksums of the files."""
+        results = super().write_data(*arguments).wait()
+        names = {result.storage_data.relative_path for result in results}
+        both: torch.futures.Future[Any] = torch.futures.Future()
+        both.set_result((results, {name: checksum(str(self.temporary / name)) for name in names}))
+        return both
+
+    def finish(self, metadata: Any, results: list[Any]) -> None:
+        """On rank 0, given what `write_data` returned on each."""
+        super().finish(metadata, [part for part, _ in results])
+        files = {name: digest for _, part in results for name, digest in part.items()}
+        files[METADATA] = checksum(str(self.temporary / METADATA))
+        write_json(str(self.temporary / INFO), self.info | {"files": files})
+        os.replace(self.temporary, self.final)
+        there = checkpoints(self.final.parent)
+        past = [c for c in there if c <= self.final]  # what is beyond was damaged
+        milestones = [c for c in past if self.keep_every and int(c.name[5:]) % self.keep_every == 0]
+        for old in {*there} - {*past[-self.keep :], *milestones}:
+            shutil.rmtree(old)
+
 
 class Saver:
-    """Writes checkpoints one at a time, from a copy, in a thread of its own: training goes on meanwhile.
-
-    What goes wrong there is raised by the next `save` or `wait`, on all ranks: UserError where the disk is full.
-    """
+    """Writes checkpoints one at a time, from a copy, in DCP's thread: training goes on meanwhile. What goes wrong there
+    is raised by the next `save` or `wait`, on all ranks."""
 
     def __init__(self, world: World, keep: int, keep_every: int | None = None):
         self.world, self.keep, self.keep_every = world, keep, keep_every
         self.group = dist.new_group(backend="gloo")  # the thread's collectives must not mix with the training's
-        self.thread = ThreadPoolExecutor(1, "checkpoint")
-        self.pending: tuple[Path, Future[None]] | None = None
+        self.pending: tuple[Path, Any] | None = None
 
     def save(
-        self,
-        directory: Path,
-        model: Decoder,
-        optimizer: torch.optim.Optimizer,
-        progress: Progress,
+        self, directory: Path, model: Decoder, optimizer: torch.optim.Optimizer, progress: Progress,
         about: dict[str, Any],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Begin to write a checkpoint, once the one before it is there. `about` goes into checkpoint.json too."""
         self.wait()
         final = directory / progress.checkpoint
-        temporary = directory / f".tmp-{final.name}"
         if self.world.rank == 0:
             for leftover in (*directory.glob(".tmp-step-*"), final):
                 shutil.rmtree(leftover, ignore_errors=True)
         self.world.barrier()
         weights, moments = get_state_dict(model, optimizer)
+        writer = Writer(final, about | asdict(progress), self.keep, self.keep_every)
         state = {"model": weights, "optimizer": moments}
-        written = dcp.async_save(state, checkpoint_id=str(temporary), process_group=self.group)
-        info = about | asdict(progress)
-        self.pending = final, self.thread.submit(self._commit, written, temporary, final, info)
+        self.pending = writer.temporary, dcp.async_save(state, storage_writer=writer, process_group=self.group)
 
     def wait(self) -> None:
         """Until the last checkpoint is committed."""
-        if self.pending is None:
-            return
-        (final, done), self.pending = self.pending, None
-        with explained(final):
-            failure = done.exception()
-            if isinstance(failure, CheckpointException):  # told to all ranks already
-                raise failure
-            self.world.broadcast(done.result)  # rank 0 alone may have failed to commit
-
-    def close(self) -> None:
-        """End without an error: for when there is one already."""
         if self.pending is not None:
-            self.pending[1].exception()
-        self.thread.shutdown()
-
-    def _commit(self, written: Any, temporary: Path, final: Path, info: dict[str, Any]) -> None:
-        try:
-            written.result()
-            mine = {file.name: checksum(str(file)) for file in temporary.glob(f"__{self.world.rank}_*")}
-            parts: list[Any] = [None] * self.world.size
-            dist.gather_object(mine, parts if self.world.rank == 0 else None, group=self.group)
-            if self.world.rank:
-                return
-            files = {name: digest for part in parts for name, digest in part.items()}
-            files[METADATA] = checksum(str(temporary / METADATA))
-            write_json(str(temporary / INFO), info | {"files": files})
-            os.replace(temporary, final)
-            self._prune(final)
-        finally:
-            if self.world.rank == 0:
+            (temporary, written), self.pending = self.pending, None
+            try:
+                written.result()
+            finally:  # nothing stays of one that failed
                 shutil.rmtree(temporary, ignore_errors=True)
-
-    def _prune(self, final: Path) -> None:
-        """Remove all but the last `keep` and the milestones; what is beyond `final` was damaged."""
-        there = checkpoints(final.parent)
-        kept = {c for c in there if c <= final and self.keep_every and step_of(c) % self.keep_every == 0}
-        kept.update([c for c in there if c <= final][-self.keep :])
-        for old in set(there) - kept:
-            shutil.rmtree(old)
 
 
 @contextlib.contextmanager
@@ -139,18 +131,14 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, CheckpointException) as error:
-        for failure in causes(error):
+        ranks = [e for e, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+        for failure in ranks:
             number, where = getattr(failure, "errno", None), getattr(failure, "filename", None)
             if "PytorchStreamWriter" in str(failure) or "inline_container" in str(failure):
                 number = errno.ENOSPC  # torch's zip writer says only that a write failed
             if mistake := explain_os_error(OSError(number, "", where or str(path))):
                 raise mistake from error
         raise
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    """What went wrong on each rank."""
-    return [e for e, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
 
 
 def load(path: Path, model: Decoder, optimizer: torch.optim.Optimizer) -> Progress:
@@ -162,48 +150,34 @@ def load(path: Path, model: Decoder, optimizer: torch.optim.Optimizer) -> Progre
     return Progress(**{f.name: info[f.name] for f in fields(Progress)})
 
 
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
 def read_info(path: Path) -> dict[str, Any]:
-    """What checkpoint.json says. Raises Damaged where it, or DCP's own `.metadata`, cannot be read."""
-    try:
+    """What checkpoint.json says. May raise Damaged."""
+    with contextlib.suppress(UserError, ValueError):
         info = read_json(str(path / INFO))
-        Reader(path).read_metadata()  # here, because `dcp.load` prints a stack trace if it cannot
-    except Exception as error:  # unpickling what is damaged may raise anything
-        raise Damaged.at(path) from error
-    if not isinstance(info, dict) or not {"files", *(f.name for f in fields(Progress))} <= info.keys():
-        raise Damaged.at(path)
-    return info
+        if isinstance(info, dict) and {"files", *(f.name for f in fields(Progress))} <= info.keys():
+            return info
+    raise Damaged.at(path)
 
 
 def read_tensors(path: Path, state: dict[str, Any], no_dist: bool = False) -> None:
     """Read into the tensors of `state`, on all ranks together (`no_dist`: on this one alone). May raise Damaged."""
-    if not whole(path, no_dist):
-        raise Damaged.at(path)
-    try:
-        dcp.load(state, storage_reader=Reader(path), planner=Planner(), no_dist=no_dist)
-    except CheckpointException as error:
-        not_its_fault = MemoryError, torch.OutOfMemoryError
-        if all(isinstance(e, Exception) and not isinstance(e, not_its_fault) for e in causes(error)):
-            raise Damaged.at(path) from error
-        raise
-
-
-def whole(path: Path, no_dist: bool) -> bool:
-    """Whether the files are those that checkpoint.json names; each rank compares some of them."""
     rank, size = (0, 1) if no_dist else (dist.get_rank(), dist.get_world_size())
-    files = sorted(read_info(path)["files"].items())[rank::size]
-    try:
-        damaged = torch.tensor(sum(checksum(str(path / name)) != digest for name, digest in files))
-    except OSError:
-        damaged = torch.tensor(1)
+    files = sorted(read_info(path)["files"].items())[rank::size]  # each rank compares some of them
+    damaged = torch.tensor(sum(not same(path / name, digest) for name, digest in files))
     if not no_dist:
         dist.all_reduce(damaged)
-    return not damaged
+    if damaged:
+        raise Damaged.at(path)
+    dcp.load(state, storage_reader=Reader(path), planner=Planner(), no_dist=no_dist)
+
+
+def same(path: Path, digest: str) -> bool:
+    try:
+        return checksum(str(path)) == digest
+    except OSError:
+        return False
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints in a stage's directory, oldest first."""
-    return sorted(p for p in directory.glob("step-*") if NAME.fullmatch(p.name))
+    return sorted(p for p in directory.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name))

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from dataprep.storage import fingerprint
 
@@ -30,36 +30,28 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The decoder's sizes. The vocabulary comes from the shards, context and RoPE base from the stage."""
 
-    preset: Literal["tiny", "small", "h100", "minimax-text-01"] = Field(
-        default="tiny", description="sizes to start from"
-    )
-    hidden: int = Field(default=64, gt=0, description="width of the residual stream")
-    layers: int = Field(default=8, gt=0, description="decoder layers")
-    softmax_every: int = Field(
-        default=8, gt=0, description="every n-th layer has softmax attention, the others lightning"
-    )
-    heads: int = Field(default=2, gt=0, description="query heads")
-    kv_heads: int = Field(default=1, gt=0, description="key/value heads of the softmax layers")
-    head_dim: int = Field(default=32, gt=0, description="size of one head")
-    rotary_dim: int = Field(default=16, ge=0, description="dimensions of a head that RoPE rotates (softmax layers)")
-    ffn: int = Field(default=64, gt=0, description="inner width of one expert")
-    experts: int = Field(default=4, gt=0, description="experts per layer")
-    top_k: int = Field(default=2, gt=0, description="experts that each token uses")
-    routing_group: int = Field(
-        default=1, gt=0, description="sequences in a row that share expert capacity and balance loss"
-    )
+    preset: Literal["tiny", "small", "h100", "minimax-text-01"] = Field("tiny", description="sizes to start from")
+    hidden: int = Field(64, gt=0, description="width of the residual stream")
+    layers: int = Field(8, gt=0, description="decoder layers")
+    softmax_every: int = Field(8, gt=0, description="every n-th layer has softmax attention, the others lightning")
+    heads: int = Field(2, gt=0, description="query heads")
+    kv_heads: int = Field(1, gt=0, description="key/value heads of the softmax layers")
+    head_dim: int = Field(32, gt=0, description="size of one head")
+    rotary_dim: int = Field(16, ge=0, description="dimensions of a head that RoPE rotates (softmax layers)")
+    ffn: int = Field(64, gt=0, description="inner width of one expert")
+    experts: int = Field(4, gt=0, description="experts per layer")
+    top_k: int = Field(2, gt=0, description="experts that each token uses")
+    routing_group: int = Field(1, gt=0, description="sequences in a row that share expert capacity and balance loss")
     capacity: Literal["none", "group", "ep_group"] = Field(
-        default="none",
+        "none",
         description="what shares an expert's capacity: none (no token is dropped), a routing group, or ep_group: all "
         "that expert-parallel groups hold at one time (the paper's global router; it depends on the mesh)",
     )
-    capacity_factor: float = Field(
-        default=1.25, gt=0, description="an expert's capacity, in units of its even share of the assignments"
-    )
-    aux_loss: float = Field(default=0.01, ge=0, description="weight of the experts' balance loss")
-    block: int = Field(default=64, gt=0, description="tokens that lightning attention handles with one matrix product")
-    norm_eps: float = Field(default=1e-5, gt=0, description="epsilon of the RMS norms")
-    lightning_norm_eps: float = Field(default=1e-6, gt=0, description="epsilon of the norm inside lightning attention")
+    capacity_factor: float = Field(1.25, gt=0, description="an expert's capacity, in even shares of the assignments")
+    aux_loss: float = Field(0.01, ge=0, description="weight of the experts' balance loss")
+    block: int = Field(64, gt=0, description="tokens that lightning attention handles with one matrix product")
+    norm_eps: float = Field(1e-5, gt=0, description="epsilon of the RMS norms")
+    lightning_norm_eps: float = Field(1e-6, gt=0, description="epsilon of the norm inside lightning attention")
 
     @model_validator(mode="before")
     @classmethod
@@ -86,11 +78,11 @@ class Phase(Section):
     It lasts `share` of the stage's planned tokens, or `tokens`; the one phase that says neither takes what is left.
     """
 
-    share: float | None = Field(default=None, gt=0, le=1, description="share of the stage's planned tokens")
-    tokens: int | None = Field(default=None, gt=0, description="tokens that the phase lasts")
+    share: float | None = Field(None, gt=0, le=1, description="share of the stage's planned tokens")
+    tokens: int | None = Field(None, gt=0, description="tokens that the phase lasts")
     lr: float = Field(ge=0, description="learning rate at the end of the phase")
     shape: Literal["linear", "cosine", "exponential", "constant"] = Field(
-        default="linear", description="the way there; constant: the rate is lr from the phase's first token on"
+        "linear", description="the way there; constant: the rate is lr from the phase's first token on"
     )
 
     @model_validator(mode="after")
@@ -106,23 +98,22 @@ Schedule = tuple[Phase, ...]
 class OptimizerConfig(Section):
     """AdamW. Norm weights do not decay."""
 
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="decay of the two moments")
-    eps: float = Field(default=1e-8, gt=0, description="epsilon of the update")
-    weight_decay: float = Field(default=0.1, ge=0, description="decoupled weight decay of the matrices")
-    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moments")
+    eps: float = Field(1e-8, gt=0, description="epsilon of the update")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of the matrices")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 
 
 class ParallelConfig(Section):
     """How the processes share the work: their number is dp_replicate x dp_shard x cp."""
 
-    dp_replicate: int = Field(default=1, gt=0, description="copies of the sharded model (HSDP)")
-    dp_shard: int = Field(
-        default=0, ge=0, description="data-parallel ranks that share out one model's weights (FSDP2); 0: all there are"
+    dp_replicate: int = Field(1, gt=0, description="copies of the sharded model (HSDP)")
+    dp_shard: int = Field(0, ge=0, description="ranks that share out one model's weights (FSDP2); 0: all there are")
+    cp: int = Field(1, gt=0, description="ranks that share one sequence's tokens (context parallelism)")
+    cp_attention: Literal["gather", "ring"] = Field(
+        "gather", description="how softmax layers see other ranks' keys: all gathered, or passed on (less memory)"
     )
-    cp: int = Field(default=1, gt=0, description="ranks that share one sequence's tokens (context parallelism)")
-    ep: int = Field(
-        default=1, gt=0, description="ranks, out of dp_shard x cp, that share out the experts (expert parallelism)"
-    )
+    ep: int = Field(1, gt=0, description="ranks, out of dp_shard x cp, that share out the experts")
 
 
 class TrainConfig(Section):
@@ -130,62 +121,47 @@ class TrainConfig(Section):
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="the decoder")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW")
-    batch_tokens: int = Field(default=4096, gt=0, description="tokens of one optimiser step over all workers")
-    batch_marks: dict[int, int] = Field(
-        default={}, description="tokens seen over all stages -> batch_tokens from there on (batch-size warm-up)"
+    batch_tokens: int = Field(4096, gt=0, description="tokens of one optimiser step over all workers")
+    batch_marks: dict[PositiveInt, PositiveInt] = Field(
+        {}, description="tokens seen over all stages -> batch_tokens from there on"
     )
-    micro_tokens: int = Field(default=32768, gt=0, description="most tokens of one forward pass on one worker")
+    micro_tokens: int = Field(32768, gt=0, description="most tokens of one forward pass on one worker")
     schedule: Schedule = Field(
-        default=(Phase(share=0.1, lr=7e-3), Phase(share=0.9, lr=7e-4, shape="cosine")),
+        (Phase(share=0.1, lr=7e-3), Phase(share=0.9, lr=7e-4, shape="cosine")),
         description="learning rate over a stage, as phases; the default suits the preset tiny",
-    )  # fmt: skip
-    stages: dict[str, Schedule] = Field(default={}, description="schedules of single stages, where not the default")
-    seed: int = Field(default=0, description="decides the initial weights")
-    weights: str | None = Field(
-        default=None, description="a directory of a MiniMax decoder (config.json, safetensors) to start from instead"
     )
-    evaluate_tokens: int = Field(
-        default=65536, ge=0, description="held-out tokens to evaluate on after each stage; 0: none"
-    )
-    evaluate_needles: int = Field(
-        default=1, ge=0, description="needles and keys to look for at each length and depth, after each stage; 0: none"
-    )
-    max_skipped: int = Field(
-        default=10, ge=0, description="steps of a stage that may be skipped for a loss or gradient that is not finite"
-    )
-    spike: float = Field(
-        default=6.0,
-        gt=0,
-        description="deviations above the mean of 100 steps from which a loss is logged as a spike",
-    )
+    stages: dict[str, Schedule] = Field({}, description="schedules of single stages, where not the default")
+    seed: int = Field(0, description="decides the initial weights")
+    weights: str | None = Field(None, description="directory of a MiniMax decoder to start from (docs/trainer.md)")
+    shards: str | None = Field(None, description="root of packed shards, any URL (`python -m trainer`)")
     quarantined: Literal["stop", "mask"] = Field(
-        default="stop", description="at sequences in quarantine (jobs/shards.py): stop, or go on, with them masked"
+        "stop", description="at sequences in quarantine (jobs/shards.py): stop, or go on, with them masked"
     )
-    export: bool = Field(default=True, description="write the last stage's model for transformers")
+    evaluate_tokens: int = Field(65536, ge=0, description="held-out tokens to evaluate on after each stage; 0: none")
+    evaluate_needles: int = Field(1, ge=0, description="needles and keys at each length and depth of an evaluation")
+    max_skipped: int = Field(10, ge=0, description="most steps of a stage with a loss or gradient that is not finite")
+    spike: float = Field(6.0, gt=0, description="a spike: a loss so many deviations above the mean of 100 steps")
+    export: bool = Field(True, description="write the last stage's model for transformers")
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="the processes' mesh")
-    workers: int = Field(default=1, gt=0, description="training processes")
-    cpus_per_worker: float = Field(
-        default=0, ge=0, description="CPUs that Ray sets aside per worker; 0: it runs beside whatever else they do"
-    )
-    threads: int = Field(default=0, ge=0, description="torch threads per process; 0: torch's choice")
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where to train")
+    workers: int = Field(1, gt=0, description="training processes")
+    cpus_per_worker: float = Field(0, ge=0, description="CPUs Ray sets aside per worker; 0: it shares what others use")
+    threads: int = Field(0, ge=0, description="torch threads per process; 0: torch's choice")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where to train")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
-        default="float32", description="of the computation; the weights stay float32, or float64 with float64"
+        "float32", description="of the computation; the weights stay float32, or float64 with float64"
     )
     checkpointing: Literal["none", "selective", "full"] = Field(
-        default="none",
+        "none",
         description="activations of a layer to compute again in the backward pass: none, all but those of matrix "
         "products and attention, or all",
     )
-    compile: bool = Field(default=False, description="compile every layer with torch.compile")
+    compile: bool = Field(False, description="compile every layer with torch.compile")
     peak_tflops: float | None = Field(
-        default=None, gt=0, description="a device's peak, for the MFU; null: known for A100, H100, H200, B200"
+        None, gt=0, description="a device's peak, for the MFU; null: known for A100, H100, H200, B200"
     )
-    checkpoint_steps: int = Field(default=100, gt=0, description="steps between two checkpoints")
-    keep: int = Field(default=2, gt=0, description="checkpoints to keep while a stage runs")
-    keep_every: int | None = Field(
-        default=None, gt=0, description="milestones: checkpoints at multiples of this many steps are kept for ever"
-    )
+    checkpoint_steps: int = Field(100, gt=0, description="steps between two checkpoints")
+    keep: int = Field(2, gt=0, description="checkpoints to keep while a stage runs")
+    keep_every: int | None = Field(None, gt=0, description="milestones: multiples of so many steps are kept for ever")
 
     @field_validator("schedule", "stages")
     @classmethod
@@ -203,25 +179,16 @@ class TrainConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _marks(self) -> "TrainConfig":
-        if any(mark <= 0 or tokens <= 0 for mark, tokens in self.batch_marks.items()):
-            raise ValueError(f"batch_marks is {self.batch_marks}: tokens seen and tokens of a batch must be above 0")
+    def _consistent(self) -> "TrainConfig":
         if self.compile and self.device == "cuda" and self.dtype != "bfloat16":
-            raise ValueError(
-                f"compile on cuda needs dtype bfloat16, not {self.dtype}: its packed attention has no other"
-            )
+            raise ValueError(f"compile on cuda needs dtype bfloat16, not {self.dtype}: packed attention has no other")
+        if self.parallel.cp_attention == "ring" and self.device == "cuda" and self.dtype != "bfloat16":
+            raise ValueError(f"parallel.cp_attention ring on cuda needs dtype bfloat16, not {self.dtype}")
         if self.keep_every and self.keep_every % self.checkpoint_steps:
-            raise ValueError(
-                f"keep_every is {self.keep_every}: no multiple of checkpoint_steps ({self.checkpoint_steps}), so "
-                "none of its steps would be saved"
-            )
+            raise ValueError(f"keep_every ({self.keep_every}) must be a multiple of checkpoint_steps")
         return self
 
     def identity(self, plan: str) -> str:
         """12 digits that name a training run; the same however often it is saved and on whatever workers it runs."""
-        how = {
-            "parallel", "workers", "cpus_per_worker", "threads", "device", "micro_tokens", "checkpoint_steps", "keep",
-            "keep_every", "export", "compile", "checkpointing", "peak_tflops", "spike", "max_skipped",
-            "evaluate_needles", "quarantined",
-        }  # fmt: skip
-        return fingerprint([self.model_dump(mode="json", exclude=how), plan])[:12]
+        what = {"model", "optimizer", "batch_tokens", "batch_marks", "schedule", "stages", "seed", "weights", "dtype"}
+        return fingerprint([self.model_dump(mode="json", include=what), plan])[:12]

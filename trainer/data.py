@@ -33,6 +33,15 @@ class Packed:
     def real_T(self) -> Tensor:
         return self.segment_T >= 0
 
+    @property
+    def counts(self) -> Tensor:
+        """Targets, real tokens, and the sum of the documents' squared lengths, which one of the ranks that share the
+        sequences counts."""
+        squares = (self.segments["length"] ** 2).sum() if self.layout.part.start == 0 else 0
+        return torch.stack(
+            [(self.target_T >= 0).sum(), self.real_T.sum(), self.real_T.new_tensor(squares, dtype=torch.int64)]
+        )
+
 
 def pack(
     batch: Batch, block: int, device: torch.device | str = "cpu", masked: bool = False,

@@ -2,7 +2,6 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -68,10 +67,17 @@ def add(
 
 
 def report(items: list[Item], sums: np.ndarray, positions: list[list[float]], text: bool) -> dict[str, Any]:
-    documents = [i for i, item in enumerate(items) if not item.answer]
+    """What evaluation.json says of the items' sums (SUMS x items) and of loss and tokens by position."""
 
-    def score(members: Iterable[int]) -> dict[str, Any]:
-        loss, tokens, size = sums[:3, list(members)].sum(1).tolist()
+    def groups(probe: str | None, *keys: str) -> dict[tuple, list[int]]:
+        found = defaultdict(list)
+        for i, item in enumerate(items):
+            if item.about.get("probe") == probe:
+                found[tuple(item.about[key] for key in keys)].append(i)
+        return dict(sorted(found.items()))
+
+    def score(members: list[int]) -> dict[str, Any]:
+        loss, tokens, size = sums[:3, members].sum(1).tolist()
         return {
             "tokens": int(tokens),
             "bytes": int(size) if text else None,
@@ -79,34 +85,25 @@ def report(items: list[Item], sums: np.ndarray, positions: list[list[float]], te
             "bits_per_byte": loss / math.log(2) / size if text and size else None,
         }
 
-    def by(*keys: str) -> dict[tuple, list[int]]:
-        groups = defaultdict(list)
-        for i in documents:
-            groups[tuple(items[i].about[key] for key in keys)].append(i)
-        return dict(sorted(groups.items()))
+    def grid(probe: str, *keys: str) -> list[dict[str, Any]]:
+        exact = sums[3] == sums[4]
+        return [
+            {**dict(zip(keys, names, strict=True)), "samples": len(members), "exact": float(exact[members].mean())}
+            for names, members in groups(probe, *keys).items()
+        ]
 
-    probes: dict[str, dict[tuple, list[int]]] = {"needle": defaultdict(list), "recall": defaultdict(list)}
-    for i, item in enumerate(items):
-        if item.answer:
-            about = {k: v for k, v in item.about.items() if k != "probe"}
-            probes[item.about["probe"]][tuple(about.items())].append(i)
-    asked, found = sums[3:]
+    documents = [i for members in groups(None).values() for i in members]
     return {
         "schema": 1,
         "held_out": score(documents) | {"documents": len(documents)},
-        "sources": {name: score(members) for (name,), members in by("source").items()},
-        "classes": {name: score(members) for (name,), members in by("class").items()},
-        "cells": [{"source": s, "class": c, **score(members)} for (s, c), members in by("source", "class").items()],
+        "sources": {name: score(members) for (name,), members in groups(None, "source").items()},
+        "classes": {name: score(members) for (name,), members in groups(None, "class").items()},
+        "cells": [{"source": s, "class": c, **score(m)} for (s, c), m in groups(None, "source", "class").items()],
         "positions": [
             {"from": (1 << k) - 1, "to": (2 << k) - 1, "tokens": int(n), "loss": loss / n}
             for k, (loss, n) in enumerate(zip(*positions, strict=True))
             if n
         ],
-        **{
-            probe: [
-                {**dict(about), "samples": len(members), "exact": float(np.mean(asked[members] == found[members]))}
-                for about, members in cells.items()
-            ]
-            for probe, cells in probes.items()
-        },
+        "needle": grid("needle", "length", "depth"),
+        "recall": grid("recall", "length", "pairs"),
     }

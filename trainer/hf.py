@@ -5,8 +5,8 @@ orders each head's query and key dimensions as [first half of the rotated, first
 rotated, second half of the rest], which leaves their products as they are, and asks for "proportional" RoPE, whose
 frequencies are 0 for the rest. That type takes its exponents over the whole head, hence theta^(N/R) for our theta.
 
-With `--released` it writes the layout of the published MiniMax-Text-01 instead (`rotary_dim`, no reordering), which is
-what vLLM loads as `MiniMaxText01ForCausalLM`. Both can be read back.
+With `--released` it writes the layout of the published MiniMax-Text-01 instead (`rotary_dim`, no reordering), for
+vLLM's `MiniMaxText01ForCausalLM`; `transformers` would take it too, and rotate all of a head. Both can be read back.
 """
 
 import math
@@ -40,6 +40,10 @@ def export(
     group, and memory for the whole model."""
     info = read_info(checkpoint)
     config = ModelConfig(**info["config"]["model"])
+    if released and config.heads & (config.heads - 1):
+        raise UserError(
+            f"the released layout needs a power of two heads, not {config.heads}: vLLM has other slopes there"
+        )
     model = Decoder(config, info["vocabulary"], info["rope_base"])
     if info["config"]["dtype"] == "float64":
         model.double()
@@ -67,30 +71,35 @@ def export(
 
 
 def hf_config(info: dict[str, Any], config: ModelConfig, released: bool) -> dict[str, Any]:
-    """What the other side needs to compute what our decoder computes."""
-    softmax = [config.is_softmax(i) for i in range(config.layers)]
-    factors = {"alpha": (2 * config.layers) ** 0.25, "beta": 1.0}
-    common = {
-        "vocab_size": info["vocabulary"], "eos_token_id": info["eos"], "bos_token_id": None,
-        "max_position_embeddings": info["context"], "num_hidden_layers": config.layers, "hidden_size": config.hidden,
-        "hidden_act": "silu", "intermediate_size": config.ffn, "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "num_local_experts": config.experts,
-        "num_experts_per_tok": config.top_k, "router_aux_loss_coef": config.aux_loss / config.top_k,
-        "rms_norm_eps": config.norm_eps, "tie_word_embeddings": False,
-    }  # fmt: skip
+    """What the other side needs to compute what our decoder computes.
+
+    vLLM reads it through `transformers`' class too, which knows only its own `model_type` and fills in `layer_types`
+    where it is missing: so both layouts say all that is not the rotation.
+    """
+    softmax, share = [config.is_softmax(i) for i in range(config.layers)], config.rotary_dim / config.head_dim
     if released:
+        architecture, factor = "MiniMaxText01ForCausalLM", "layernorm_{}_{}"
         kinds = "full_attention", "linear_attention", "mlp"
-        return common | {f"layernorm_{kind}_{name}": value for kind in kinds for name, value in factors.items()} | {
-            "architectures": ["MiniMaxText01ForCausalLM"], "model_type": "minimax_text_01", "postnorm": True,
-            "attn_type_list": [int(s) for s in softmax], "shared_intermediate_size": 0,
-            "rotary_dim": config.rotary_dim, "rope_theta": info["rope_base"],
-        }  # fmt: skip
-    kinds, share = ("full_attn", "linear_attn", "mlp"), config.rotary_dim / config.head_dim
-    theta = info["rope_base"] ** (1 / share) if share else 1.0
-    return common | {f"{kind}_{name}_factor": value for kind in kinds for name, value in factors.items()} | {
-        "architectures": ["MiniMaxForCausalLM"], "model_type": "minimax", "block_size": config.block,
+        rope: dict[str, Any] = {"rotary_dim": config.rotary_dim, "rope_theta": info["rope_base"]}
+    else:
+        architecture, factor, kinds = "MiniMaxForCausalLM", "{}_{}_factor", ("full_attn", "linear_attn", "mlp")
+        theta = info["rope_base"] ** (1 / share) if share else 1.0
+        rope = {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": share, "rope_theta": theta}}
+    factors = {
+        factor.format(kind, name): value
+        for name, value in {"alpha": (2 * config.layers) ** 0.25, "beta": 1.0}.items()
+        for kind in kinds
+    }
+    return factors | rope | {
+        "architectures": [architecture], "model_type": "minimax", "vocab_size": info["vocabulary"],
+        "eos_token_id": info["eos"], "bos_token_id": None, "max_position_embeddings": info["context"],
+        "num_hidden_layers": config.layers, "hidden_size": config.hidden, "hidden_act": "silu",
+        "intermediate_size": config.ffn, "num_attention_heads": config.heads, "head_dim": config.head_dim,
+        "num_key_value_heads": config.kv_heads, "num_local_experts": config.experts,
+        "num_experts_per_tok": config.top_k, "router_aux_loss_coef": config.aux_loss / config.top_k,
+        "rms_norm_eps": config.norm_eps, "tie_word_embeddings": False, "block_size": config.block, "postnorm": True,
         "layer_types": ["full_attention" if s else "linear_attention" for s in softmax],
-        "rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": share, "rope_theta": theta},
+        "attn_type_list": [int(s) for s in softmax], "shared_intermediate_size": 0,
     }  # fmt: skip
 
 
@@ -102,8 +111,8 @@ def read_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
     if not isinstance(found, dict):
         raise UserError(f"{directory} holds no config.json; give a directory as transformers saves it")
     try:
-        released, rope = "attn_type_list" in found, found.get("rope_parameters") or {}
-        softmax = found["attn_type_list"] if released else [t == "full_attention" for t in found["layer_types"]]
+        released, rope = "rotary_dim" in found, found.get("rope_parameters") or {}
+        softmax = found.get("attn_type_list") or [t == "full_attention" for t in found["layer_types"]]
         head_dim = found.get("head_dim") or found["hidden_size"] // found["num_attention_heads"]
         share = rope["partial_rotary_factor"] if rope.get("rope_type") == "proportional" else 1.0
         base = found["rope_theta"] if released else rope["rope_theta"] ** share

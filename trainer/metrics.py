@@ -1,4 +1,4 @@
-"""What a step reports: one JSON line, TensorBoard scalars, and now and then a line for a person."""
+"""What a step reports: sums over its passes and ranks, then a JSON line, TensorBoard scalars, a line for a person."""
 
 import contextlib
 import json
@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from mixer.reader import ShardLog, StageInfo
+from trainer.config import ModelConfig
 from trainer.data import Packed
+from trainer.model import Output
+from trainer.moe import router_metrics
+from trainer.parallel import World
 
 SECONDS_BETWEEN_LINES = 5.0
 EDGE = 5  # a single step of long sequences holds a handful of documents
@@ -21,55 +25,54 @@ COPIES = (*map(str, range(1, 8)), "8+")
 FIELDS = {"sources": "source", "classes": "length_class", "tiers": "tier", "copies": "copy"}
 
 
-def group_names(stage: StageInfo) -> dict[str, tuple[str, ...]]:
-    """The groups that losses are reported by: kind -> names, in the order of the segments' codes."""
-    return {"sources": stage.sources, "classes": stage.classes, "tiers": stage.tiers, "copies": COPIES}
+class Tally:
+    """What the passes of one step add up to; `reduce` adds the other ranks'."""
 
+    def __init__(self, model: ModelConfig, stage: StageInfo, device: torch.device):
+        self.names = {"sources": stage.sources, "classes": stage.classes, "tiers": stage.tiers, "copies": COPIES}
+        self.top_k = model.top_k
+        sizes = [2, 2 * sum(map(len, self.names.values())), model.layers * model.experts, model.layers]
+        self.sums = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        self.loss, groups, load, self.entropy_L = self.sums.split(sizes)
+        self.groups, self.load_LE = groups.view(2, -1), load.view(model.layers, -1)
 
-def group_sums(nll_T: Tensor, packed: Packed, names: dict[str, tuple[str, ...]]) -> Tensor:
-    """(2, groups) float64: the sum of the loss, and the number of targets, of each group's tokens, kind after kind."""
-    has_target = packed.target_T >= 0
-    weights = torch.stack([nll_T.double() * has_target, has_target.double()])
-    by_segment = weights.new_zeros(2, len(packed.segments) + 1)  # the last: padding
-    by_segment.index_add_(1, packed.segment_T % by_segment.shape[1], weights)
-    sums = []
-    for kind, field in FIELDS.items():
-        codes = torch.from_numpy(packed.segments[field].astype(np.int64)).clamp(max=len(names[kind]) - 1)
-        total = weights.new_zeros(2, len(names[kind]))
-        sums.append(total.index_add_(1, codes.to(total.device), by_segment[:, :-1]))
-    return torch.cat(sums, dim=1)
+    def add(self, packed: Packed, out: Output, balance: Tensor) -> None:
+        """One pass: its loss and balance loss, experts' load, router's entropy; loss and targets of each group."""
+        self.loss += torch.stack([out.loss_sum.detach(), balance.detach()])
+        self.load_LE += out.routing.load_E
+        self.entropy_L += out.routing.entropy
+        has_target = packed.target_T >= 0
+        weights = torch.stack([out.nll_T.double() * has_target, has_target.double()])
+        by_segment = weights.new_zeros(2, len(packed.segments) + 1)  # the last: padding
+        by_segment.index_add_(1, packed.segment_T % by_segment.shape[1], weights)
+        start = 0
+        for kind, names in self.names.items():
+            codes = torch.from_numpy(packed.segments[FIELDS[kind]].astype(np.int64)).clamp(max=len(names) - 1)
+            self.groups.index_add_(1, start + codes.to(weights.device), by_segment[:, :-1])
+            start += len(names)
 
+    def reduce(self, ranks: World) -> tuple[float, float]:
+        """Over all ranks: the sums of loss and balance loss."""
+        loss, balance = ranks.sum(self.sums)[:2].tolist()
+        return loss, balance
 
-def group_means(sums: Tensor, names: dict[str, tuple[str, ...]]) -> dict[str, dict[str, float]]:
-    """Kind -> name -> mean loss, for the groups that occur."""
-    totals = iter(zip(*sums.tolist(), strict=True))
-    return {
-        kind: {name: loss / n for name, (loss, n) in zip(group, totals, strict=False) if n}
-        for kind, group in names.items()
-    }
+    def means(self, tokens: int) -> dict[str, Any]:
+        """The router's metrics, and kind -> name -> mean loss of the groups that occur."""
+        totals = iter(zip(*self.groups.tolist(), strict=True))
+        found: dict[str, Any] = router_metrics(self.load_LE, self.entropy_L, tokens, self.top_k)
+        for kind, names in self.names.items():
+            found[kind] = {name: loss / n for name, (loss, n) in zip(names, totals, strict=False) if n}
+        return found
 
 
 def documents(log: ShardLog, start: int, stop: int) -> list[dict[str, Any]]:
-    """The documents of sequences [start, stop)."""
-    own, found = ShardLog(log.directory, "mask"), []  # the trainer's may be in use by another thread
-    own.wait(stop)
-    for row in range(start, stop):
-        segments = own.read(row, row + 1).segments
-        found += [
-            {"doc": int(s["doc"]), "copy": int(s["copy"]), "offset": int(s["offset"]), "length": int(s["length"]),
-             "source": own.stage.sources[s["source"]], "sequence": row}
-            for s in segments
-        ]  # fmt: skip
-    return found
-
-
-def continued(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records of a file up to `step`; those beyond it are removed."""
-    kept = [r for r in read(path) if r["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    temporary.replace(path)
-    return kept
+    """The documents of sequences [start, stop), which are read one at a time."""
+    return [
+        {"doc": int(s["doc"]), "copy": int(s["copy"]), "offset": int(s["offset"]), "length": int(s["length"]),
+         "source": log.stage.sources[s["source"]], "sequence": row}
+        for row in range(start, stop)
+        for s in log.read(row, row + 1).segments
+    ]  # fmt: skip
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -79,6 +82,15 @@ def read(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             records.append(json.loads(line))
     return [r for r in records if isinstance(r, dict) and "step" in r]
+
+
+def continued(path: Path, step: int) -> list[dict[str, Any]]:
+    """The records of a file up to `step`; those beyond it are removed."""
+    kept = [r for r in read(path) if r["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    temporary.replace(path)
+    return kept
 
 
 class Metrics:
@@ -100,63 +112,59 @@ class Metrics:
         """Write a step's record: step, loss (None: skipped), ..., and by kind a mapping name -> loss. The documents of
         its sequences [start, stop) are recorded where it was skipped or its loss is a spike."""
         loss = record["loss"]
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        write(self.file, record)
         mean, deviation = (float(f(self.recent)) if self.recent else 0.0 for f in (np.mean, np.std))
         if loss is None:
             self.event("skipped", record, start, stop)
-        elif len(self.recent) >= WINDOW // 5 and loss > mean + self.spike * deviation:
-            self.event("spike", record | {"mean": mean, "deviation": deviation}, start, stop)
-        if loss is not None:
+        else:
+            if len(self.recent) >= WINDOW // 5 and loss > mean + self.spike * deviation:
+                self.event("spike", record | {"mean": mean, "deviation": deviation}, start, stop)
             self.recent.append(loss)
         for name, value in record.items():
             for key, number in value.items() if isinstance(value, dict) else [("", value)]:
                 if isinstance(number, float):
                     self.board.add_scalar(f"{name}/{key}" if key else name, number, record["step"])
-        planned = self.shards.stage.tokens
-        if record["stage_tokens"] >= planned or time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
+        stage = self.shards.stage
+        if record["stage_tokens"] >= stage.tokens or time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
             self.said = time.monotonic()
-            print(f"{self.shards.stage.stage}  {line(record, planned)}", flush=True)
+            print(f"{stage.stage}  {line(record, stage.tokens)}", flush=True)
 
     def event(self, kind: str, record: dict[str, Any], start: int, stop: int) -> None:
         kept = {k: v for k, v in record.items() if k in ("step", "tokens", "loss", "gradient", "mean", "deviation")}
-        event = {"event": kind, **kept, "documents": documents(self.shards, start, stop)}
-        self.events.write(json.dumps(event) + "\n")
-        self.events.flush()
-        print(
-            f"step {record['step']}: {kind}, {line(record)}; its {len(event['documents'])} documents are in "
-            f"{self.events.name}",
-            flush=True,
-        )
+        found = documents(self.shards, start, stop)
+        write(self.events, {"event": kind, **kept, "documents": found})
+        where = f"its {len(found)} documents are in {self.events.name}"
+        print(f"step {record['step']}: {kind}, {line(record, self.shards.stage.tokens)}; {where}", flush=True)
 
-    def summary(self) -> dict[str, Any]:
+    def close(self) -> dict[str, Any]:
         """The stage's first and last loss (means of up to EDGE steps), resumed or not, and its median speed."""
+        for open_file in (self.file, self.events, self.board):
+            open_file.close()
         records = [r for r in read(self.path) if r["loss"] is not None]
-        if not records:
-            return {"first_loss": None, "last_loss": None, "tokens_per_second": None, "stage_steps": 0}
+        losses, speeds = [r["loss"] for r in records], [r["tokens_per_second"] for r in records]
         return {
-            "first_loss": float(np.mean([r["loss"] for r in records[:EDGE]])),
-            "last_loss": float(np.mean([r["loss"] for r in records[-EDGE:]])),
-            "tokens_per_second": float(np.median([r["tokens_per_second"] for r in records])),
             "stage_steps": len(records),
+            "first_loss": float(np.mean(losses[:EDGE])) if records else None,
+            "last_loss": float(np.mean(losses[-EDGE:])) if records else None,
+            "tokens_per_second": float(np.median(speeds)) if records else None,
         }
 
-    def close(self) -> None:
-        self.file.close()
-        self.events.close()
-        self.board.close()
+
+def write(file: Any, record: dict[str, Any]) -> None:
+    file.write(json.dumps(record) + "\n")
+    file.flush()
 
 
-def line(record: dict[str, Any], planned: int | None = None) -> str:
+def line(record: dict[str, Any], planned: int) -> str:
     """A step's record for a person."""
-    parts = [f"{record['stage_tokens']:,}{f' of {planned:,}' if planned else ''} tokens", f"step {record['step']}"]
-    parts.append("skipped: not finite" if record["loss"] is None else f"loss {record['loss']:.3f}")
-    if record["gradient"] is not None:
-        parts.append(f"gradient {record['gradient']:.2f}")
-    parts += [f"lr {record['lr']:.1e}", f"{record['tokens_per_second']:,.0f} tokens/s"]
+    parts = [f"{record['stage_tokens']:,} of {planned:,} tokens", f"step {record['step']}"]
+    if record["loss"] is None:
+        parts.append("skipped: not finite")
+    else:
+        parts.append(f"loss {record['loss']:.3f}  gradient {record['gradient']:.2f}")
+    parts.append(f"lr {record['lr']:.1e}  {record['tokens_per_second']:,.0f} tokens/s  {record['memory_gb']:.1f} GB")
     if record["mfu"] is not None:
         parts.append(f"MFU {record['mfu']:.1%}")
-    parts.append(f"{record['memory_gb']:.1f} GB")
     if record["wait_seconds"] > 0.05 * record["seconds"]:
         parts.append(f"{record['wait_seconds'] / record['seconds']:.0%} waiting for data")
     return "  ".join(parts)

@@ -13,15 +13,16 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.nn import functional as F
 
 from trainer.attention import (
+    Decay,
     Layout,
     at_least_float32,
     decay,
     lightning_attention,
     rotary_angles,
-    rotate,
     softmax_attention,
 )
 from trainer.config import ModelConfig
+from trainer.fused import gated_norm, rotate_both
 from trainer.loss import head_loss
 from trainer.moe import MoE, Routing
 
@@ -41,25 +42,25 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class LightningAttention(nn.Module):
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads, self.layer, self.layers, self.block = config.heads, layer, config.layers, config.block
+        self.heads = config.heads
         width = config.heads * config.head_dim
         self.qkv_proj = linear(config.hidden, 3 * width)
         self.output_gate = linear(config.hidden, width)
         self.out_proj = linear(width, config.hidden)
         self.norm = RMSNorm(width, config.lightning_norm_eps)
 
-    def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> Tensor:
-        powers = decay(self.heads, self.layer, self.layers, self.block, x_TD.device, x_TD.dtype)
+    def forward(self, x_TD: Tensor, powers: Decay, layout: Layout) -> Tensor:
         out_THN = lightning_attention(self.qkv_proj(x_TD).unflatten(-1, (self.heads, -1)), powers, layout)
-        return self.out_proj(self.norm(out_THN.flatten(1)) * self.output_gate(x_TD).sigmoid())
+        gate_TX = self.output_gate(x_TD)
+        return self.out_proj(gated_norm(out_THN.flatten(1), gate_TX, self.norm.weight, self.norm.eps))
 
 
 class SoftmaxAttention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.head_dim = config.head_dim
+        self.head_dim, self.ring = config.head_dim, False
         self.q_proj = linear(config.hidden, config.heads * config.head_dim)
         self.k_proj = linear(config.hidden, config.kv_heads * config.head_dim)
         self.v_proj = linear(config.hidden, config.kv_heads * config.head_dim)
@@ -69,24 +70,28 @@ class SoftmaxAttention(nn.Module):
         q_THN, k_TKN, v_TKN = (
             proj(x_TD).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out_THN = softmax_attention(rotate(q_THN, *rotary), rotate(k_TKN, *rotary), v_TKN, layout)
+        out_THN = softmax_attention(*rotate_both(q_THN, k_TKN, *rotary), v_TKN, layout, self.ring)
         return self.o_proj(out_THN.flatten(1))
 
 
 class Layer(nn.Module):
-    """Post-norm DeepNorm, each norm moved to the next sublayer's entry: the residual carries the normed tensor."""
+    """Post-norm DeepNorm, each norm moved to the next sublayer's entry: the residual carries the normed tensor.
+
+    Its number is not in its graph, so that torch.compile makes one for all layers of a kind: `place` tells its
+    attention where tokens lie, by the angles of RoPE or by the powers of this layer's decay.
+    """
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.scale = (2 * config.layers) ** 0.25
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
-        self.self_attn = SoftmaxAttention(config) if config.is_softmax(layer) else LightningAttention(config, layer)
+        self.self_attn = SoftmaxAttention(config) if config.is_softmax(layer) else LightningAttention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.mlp = MoE(config)
 
-    def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Routing]:
+    def forward(self, x_TD: Tensor, place: tuple[Tensor, Tensor] | Decay, layout: Layout) -> tuple[Tensor, Routing]:
         x_TD = self.input_layernorm(x_TD)
-        x_TD = torch.add(self.self_attn(x_TD, rotary, layout), x_TD, alpha=self.scale)
+        x_TD = torch.add(self.self_attn(x_TD, place, layout), x_TD, alpha=self.scale)
         x_TD = self.post_attention_layernorm(x_TD)
         y_TD, routing = self.mlp(x_TD, layout)
         return torch.add(y_TD, x_TD, alpha=self.scale), routing
@@ -115,8 +120,10 @@ class Decoder(nn.Module):
         wide = at_least_float32(x_TD.dtype)
         rotary = rotary_angles(layout.position_T, self.config.rotary_dim, self.rope_base, wide)
         layers = []
-        for layer in self.layers:
-            x_TD, routing = layer(x_TD, rotary, layout)
+        m = self.config
+        for number, layer in enumerate(self.layers):
+            powers = decay(m.heads, number, m.layers, m.block, x_TD.device, x_TD.dtype)
+            x_TD, routing = layer(x_TD, rotary if m.is_softmax(number) else powers, layout)
             layers.append(routing)
         x_TD = self.norm(x_TD)
         routing = Routing(*map(torch.stack, zip(*layers, strict=True)))

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from trainer.attention import Layout, at_least_float32
 from trainer.collectives import AllToAll, all_gather
 from trainer.config import ModelConfig
-from trainer.grouped import grouped_linear
+from trainer.fused import combine, inverted, sorted_by, spread, tally
+from trainer.grouped import grouped_linear, swiglu_linear
 
 
 class Routing(NamedTuple):
@@ -28,26 +29,6 @@ class Routing(NamedTuple):
     prob_GE: Tensor  # sums of routing probabilities, with gradient
     load_E: Tensor  # assignments per expert that were computed
     entropy: Tensor  # of the routing probabilities, in nats, summed over tokens
-
-
-class Permute(torch.autograd.Function):
-    """Rows, each `copies` times, in another order. Its gradient is a gather too: quicker than a scatter-add, and always
-    the same bits."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, copies: int = 1) -> Tensor:
-        ctx.save_for_backward(inverse)
-        ctx.copies = copies
-        return x[order // copies]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = grad[ctx.saved_tensors[0]]
-        return grad.unflatten(0, (-1, ctx.copies)).sum(1) if ctx.copies > 1 else grad, None, None, None
-
-
-def inverted(order: Tensor) -> Tensor:
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 class Router(nn.Module):
@@ -74,8 +55,7 @@ class Experts(nn.Module):
         gate_up_EFD, down_EDF = (
             w.to_local() if isinstance(w, DTensor) else w for w in (self.gate_up_proj, self.down_proj)
         )
-        gate_SF, up_SF = grouped_linear(x_SD, gate_up_EFD, count_E).chunk(2, dim=-1)
-        return grouped_linear(F.silu(gate_SF) * up_SF, down_EDF, count_E)
+        return swiglu_linear(grouped_linear(x_SD, gate_up_EFD, count_E), down_EDF, count_E)
 
 
 class MoE(nn.Module):
@@ -103,10 +83,9 @@ class MoE(nn.Module):
         weight_TA = prob_TE.gather(1, expert_TA)
         weight_TA = weight_TA / weight_TA.sum(-1, keepdim=True)
 
-        x_SD = Permute.apply(x_TD, order_S, inverse_S, top_k)
+        x_SD = spread(x_TD, order_S, inverse_S)
         y_SD = self.experts(x_SD, load_E) if self.ep is None else self.exchanged(x_SD, load_E, self.ep.get_group())
-        y_TAD = Permute.apply(y_SD, inverse_S, order_S).unflatten(0, (-1, top_k))
-        out_TD = (y_TAD * weight_TA.to(x_TD.dtype)[:, :, None]).sum(1)
+        out_TD = combine(y_SD, weight_TA, order_S, inverse_S)
 
         entropy = (torch.special.entr(prob_TE.detach()).sum(1) * (layout.group_T >= 0)).sum()
         return out_TD, Routing(count_GE, layout.member_GT.to(prob_TE.dtype) @ prob_TE, load_E, entropy)
@@ -122,10 +101,10 @@ class MoE(nn.Module):
 
         y_SD = AllToAll.apply(x_SD[: sum(send)], send, receive, group)
         expert_RE = torch.arange(arriving_RE.shape[1], device=x_SD.device).expand_as(arriving_RE)
-        order_S = expert_RE.flatten().repeat_interleave(arriving_RE.flatten()).argsort(stable=True)
-        inverse_S = inverted(order_S)
-        y_SD = self.experts(Permute.apply(y_SD, order_S, inverse_S), arriving_RE.sum(0))
-        y_SD = AllToAll.apply(Permute.apply(y_SD, inverse_S, order_S), receive, send, group)
+        expert_S = expert_RE.flatten().repeat_interleave(arriving_RE.flatten(), output_size=sum(receive))
+        order_S, inverse_S, load_E = sorted_by(expert_S, arriving_RE.shape[1])
+        y_SD = self.experts(spread(y_SD, order_S, inverse_S), load_E)
+        y_SD = AllToAll.apply(spread(y_SD, inverse_S, order_S), receive, send, group)
         return F.pad(y_SD, (0, 0, 0, len(x_SD) - len(y_SD)))
 
 
@@ -164,9 +143,8 @@ def route(
             limit_1E = shared_allowance(*both_R2E.unbind(1))[ranks.rank(), None]
         kept_TA = heaviest(weight_TA, expert_TA, torch.where(real_TA, 0, -1), limit_1E)
 
-    slot_S = torch.where(kept_TA, expert_TA, experts).flatten()
-    order_S = slot_S.argsort(stable=True)
-    return expert_TA, order_S, inverted(order_S), tally(slot_S, experts), count_GE
+    order_S, inverse_S, load_E = sorted_by(torch.where(kept_TA, expert_TA, experts).flatten(), experts + 1)
+    return expert_TA, order_S, inverse_S, load_E[:experts].clone(), count_GE
 
 
 @route.register_fake
@@ -178,11 +156,6 @@ def _(prob_TE, group_T, groups, top_k, capacity, factor, process_group):
     return (
         new(tokens, top_k), new(tokens * top_k), new(tokens * top_k), new(experts), new(groups, experts)
     )  # fmt: skip
-
-
-def tally(index: Tensor, size: int) -> Tensor:
-    """How often each number below `size` occurs; `size` itself is not counted. `bincount` would wait for the GPU."""
-    return index.new_zeros(size + 1).scatter_add_(0, index.flatten(), torch.ones_like(index).flatten())[:size]
 
 
 def allowance(tokens: Tensor, top_k: int, experts: int, factor: float) -> Tensor:

@@ -27,7 +27,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from dataprep.storage import UserError, explain_os_error
 from trainer.config import TrainConfig
-from trainer.model import Decoder, initialise
+from trainer.model import Decoder, SoftmaxAttention, initialise
 from trainer.moe import MoE
 from trainer.recompute import prepare
 
@@ -96,8 +96,9 @@ def world(config: TrainConfig) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def meshes(config: TrainConfig, size: int) -> tuple[DeviceMesh, DeviceMesh, DeviceMesh, DeviceMesh | None]:
-    """`dense`, `expert`, `dp`, `cp`. Raises UserError where the configured mesh does not fit so many processes."""
+def fsdp_ranks(config: TrainConfig, size: int) -> int:
+    """Of `size` processes, those that share out one copy of the weights: dp_shard x cp. Raises UserError where the
+    configured mesh does not fit so many processes."""
     mesh, experts = config.parallel, config.model.experts
     shard = mesh.dp_shard or size // (mesh.dp_replicate * mesh.cp)
     if (product := mesh.dp_replicate * shard * mesh.cp) != size:
@@ -111,10 +112,16 @@ def meshes(config: TrainConfig, size: int) -> tuple[DeviceMesh, DeviceMesh, Devi
     if mesh.ep > 1 and (config.model.hidden % edp or 2 * config.model.ffn % edp):
         what = f"train.model.hidden ({config.model.hidden}) and twice ffn ({config.model.ffn})"
         raise UserError(f"train.parallel: dp_shard x cp / ep is {edp}; it must divide {what}")
+    return fsdp
+
+
+def meshes(config: TrainConfig, size: int) -> tuple[DeviceMesh, DeviceMesh, DeviceMesh, DeviceMesh | None]:
+    """`dense`, `expert`, `dp`, `cp`. Raises UserError where the configured mesh does not fit so many processes."""
+    mesh, fsdp = config.parallel, fsdp_ranks(config, size)
     root = init_device_mesh(config.device, (size,), mesh_dim_names=("world",))
-    batch = root._unflatten(0, (mesh.dp_replicate * shard, mesh.cp), ("dp", "cp"))
+    batch = root._unflatten(0, (size // mesh.cp, mesh.cp), ("dp", "cp"))
     dense = root._unflatten(0, (mesh.dp_replicate, fsdp), ("dp_replicate", "fsdp"))
-    expert = root._unflatten(0, (mesh.dp_replicate, edp, mesh.ep), ("dp_replicate", "edp", "ep"))
+    expert = root._unflatten(0, (mesh.dp_replicate, fsdp // mesh.ep, mesh.ep), ("dp_replicate", "edp", "ep"))
     return dense, expert, batch["dp"], batch["cp"] if mesh.cp > 1 else None
 
 
@@ -165,8 +172,10 @@ def shard(model: Decoder, config: TrainConfig, world: World) -> None:
     copies = config.parallel.dp_replicate > 1
     dense = world.dense if copies else world.dense["fsdp"]
     for layer in model.layers:
-        moe = layer.get_submodule("mlp")
+        attention, moe = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
         assert isinstance(moe, MoE)
+        if isinstance(attention, SoftmaxAttention):
+            attention.ring = config.parallel.cp_attention == "ring"
         moe.peers = world.dense["fsdp"]
         if config.parallel.ep > 1:
             moe.ep = world.expert["ep"]

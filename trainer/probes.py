@@ -10,24 +10,10 @@ from kernels.best_fit import best_fit
 from mixer.reader import SEGMENT, Batch, ShardLog, StageInfo
 from trainer.vocabulary import Vocabulary
 
-CITIES = [
-    "Lisbon",
-    "Oslo",
-    "Nairobi",
-    "Quito",
-    "Hanoi",
-    "Cairo",
-    "Lima",
-    "Riga",
-    "Accra",
-    "Dhaka",
-    "Sofia",
-    "Tunis",
-    "Osaka",
-    "Perth",
-    "Malmo",
-    "Turin",
-]
+CITIES = (
+    "Lisbon", "Oslo", "Nairobi", "Quito", "Hanoi", "Cairo", "Lima", "Riga", "Accra", "Dhaka", "Sofia", "Tunis", "Osaka",
+    "Perth", "Malmo", "Turin",
+)  # fmt: skip
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHORTEST = 64  # tokens of the shortest haystack
 
@@ -73,37 +59,32 @@ def held_out(log: ShardLog, sequences: int, limit: int, context: int) -> list[It
     A document's pieces are put together again, so that the held-out context does not bound what is measured, and cut
     to `context`.
     """
-    pieces: dict[tuple[int, int], list[tuple[int, np.ndarray, Any]]] = {}
-    for first in range(0, sequences, step := max(1, (1 << 20) // log.stage.context)):
-        batch = log.read(first, min(sequences, first + step))
+    pieces = []  # (place in the order, document, offset), tokens, segment
+    for row in range(sequences):
+        batch = log.read(row, row + 1)
         for s in batch.segments:
-            tokens = batch.tokens[s["sequence"], s["start"] : s["start"] + s["length"]].astype(np.int64)
-            pieces.setdefault((int(s["doc"]), int(s["copy"])), []).append((int(s["offset"]), tokens, s))
+            document, tokens = (int(s["doc"]), int(s["copy"])), batch.tokens[0, s["start"] : s["start"] + s["length"]]
+            pieces.append(((digest(document), document, int(s["offset"])), tokens.astype(np.int64), s))
+    pieces.sort(key=lambda piece: piece[0])
+
     items: list[Item] = []
-    there = 0
-    for _, found in sorted(pieces.items(), key=lambda entry: digest(entry[0])):
-        if there >= limit:
+    there, expected = 0, ((-1, -1), 0)
+    for (_, document, offset), tokens, s in pieces:
+        follows = (document, offset) == expected
+        if there >= limit and not follows:
             break
-        found.sort(key=lambda piece: piece[0])
-        runs: list[list[np.ndarray]] = []
-        expected = None
-        for offset, tokens, _ in found:
-            if offset != expected:
-                runs.append([])
-            runs[-1].append(tokens)
-            expected = offset + len(tokens)
-        s = found[0][2]
+        there += len(tokens)
+        expected = document, offset + len(tokens)
+        run = np.concatenate([items.pop().tokens, tokens]) if follows else tokens
         about = {"source": log.stage.sources[s["source"]], "class": log.stage.classes[s["length_class"]]}
-        for run in map(np.concatenate, runs):
-            items += [Item(run[i : i + context], about) for i in range(0, len(run), context)]
-            there += len(run)
+        items += [Item(run[i : i + context], about) for i in range(0, len(run), context)]
     return items
 
 
 def haystacks(hay: np.ndarray, vocabulary: Vocabulary, context: int, samples: int) -> list[Item]:
-    """Needles and keys at every length up to `context`, filled up with `hay`."""
+    """Needles and keys at every length up to `context`, filled up with `hay`; those that do not fit are left out."""
     lengths = [n for n in (context >> 3, context >> 2, context >> 1, context) if n >= SHORTEST]
-    items = []
+    items: list[Item | None] = []
     for length in lengths:
         for sample in range(samples):
             items += [needle(hay, vocabulary, length, depth, sample) for depth in DEPTHS]
@@ -114,8 +95,7 @@ def haystacks(hay: np.ndarray, vocabulary: Vocabulary, context: int, samples: in
 def needle(hay: np.ndarray, vocabulary: Vocabulary, length: int, depth: float, sample: int) -> Item | None:
     """A sentence at `depth` of unrelated text, and the beginning of it again at the end (arXiv 2501.08313, NIAH)."""
     number = digits("needle", length, depth, sample)
-    city = CITIES[int(number) % len(CITIES)]
-    asked = f"\nThe special magic {city} number is:"
+    asked = f"\nThe special magic {CITIES[int(number) % len(CITIES)]} number is:"
     sentence, question, answer = map(vocabulary.encode, (f"{asked} {number}.\n", asked, f" {number}"))
     room = length - len(sentence) - len(question) - len(answer)
     if room < 1:
@@ -129,21 +109,21 @@ def needle(hay: np.ndarray, vocabulary: Vocabulary, length: int, depth: float, s
 def recall(vocabulary: Vocabulary, length: int, sample: int) -> Item | None:
     """Lines of a key and its value, as many as fit, and one of the keys again at the end."""
     lines: list[np.ndarray] = []
-    keys: list[tuple[str, str]] = []
-    used = 0
+    pairs: list[tuple[str, str]] = []
+    left = length
     while True:
-        key, value = digits("key", length, sample, len(keys)), digits("value", length, sample, len(keys))
+        key, value = (digits(what, length, sample, len(pairs)) for what in ("key", "value"))
         line = vocabulary.encode(f"key {key}: {value}\n")
-        if used + 2 * len(line) > length:
+        left -= len(line)
+        if left < len(line):  # the question needs the place
             break
         lines.append(line)
-        keys.append((key, value))
-        used += len(line)
-    if not keys:
+        pairs.append((key, value))
+    if not pairs:
         return None
-    key, value = keys[int(digits("query", length, sample)) % len(keys)]
+    key, value = pairs[int(digits("query", length, sample)) % len(pairs)]
     question, answer = vocabulary.encode(f"key {key}:"), vocabulary.encode(f" {value}")
-    about = {"probe": "recall", "length": length, "pairs": len(keys)}
+    about = {"probe": "recall", "length": length, "pairs": len(pairs)}
     return Item(np.concatenate([*lines, question, answer])[-length:], about, len(answer))
 
 

@@ -7,17 +7,19 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from trainer.attention import Layout
+from trainer.attention import Decay, Layout
 from trainer.config import TrainConfig
 from trainer.model import Decoder
 from trainer.moe import Routing
 
 BACKEND = "inductor"
+GRAPHS = 64  # that torch.compile may make: two kinds of layer, training or evaluation, batches of ever other numbers
 ROUTING = ("trivium::route",)  # never computed again: a rounding error would send tokens to other experts
 COSTLY = (
     *ROUTING,
     "aten::mm",
     "trivium::grouped_linear",
+    "trivium::swiglu_linear",
     "trivium::lightning_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention",
@@ -31,6 +33,8 @@ COSTLY = (
 
 def prepare(model: Decoder, config: TrainConfig) -> None:
     """Give every layer the checkpointing and compilation of the configuration; before FSDP wraps it."""
+    if config.compile:
+        torch._dynamo.config.recompile_limit = GRAPHS
     for number, layer in enumerate(model.layers):
         forward: Any = layer.forward
         if config.checkpointing != "none":
@@ -47,13 +51,18 @@ def prepare(model: Decoder, config: TrainConfig) -> None:
         layer.forward = partial(in_parts, forward) if config.checkpointing == "full" and alone else forward
 
 
-def in_parts(forward: Any, x_TD: Tensor, rotary: tuple[Tensor, Tensor], layout: Layout) -> tuple[Tensor, Routing]:
+def in_parts(
+    forward: Any, x_TD: Tensor, place: tuple[Tensor, Tensor] | Decay, layout: Layout
+) -> tuple[Tensor, Routing]:
     """A layer over one part of the stream after the other."""
     if len(layout.parts) == 1:
-        return forward(x_TD, rotary, layout)
+        return forward(x_TD, place, layout)
     lengths = [part.stop - part.start for part, _ in layout.parts]
-    pieces = zip(*(x.split(lengths) for x in (x_TD, *rotary)), layout.parts, strict=True)
-    outs, routings = zip(*(forward(x, (cos, sin), own) for x, cos, sin, (_, own) in pieces), strict=True)
+    places: Any = [place] * len(lengths)
+    if not isinstance(place, Decay):
+        places = zip(*(angle.split(lengths) for angle in place), strict=True)
+    pieces = zip(x_TD.split(lengths), places, layout.parts, strict=True)
+    outs, routings = zip(*(forward(x, where, own) for x, where, (_, own) in pieces), strict=True)
     return torch.cat(outs), Routing(*(torch.stack(sums).sum(0) for sums in zip(*routings, strict=True)))
 
 

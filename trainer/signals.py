@@ -9,46 +9,40 @@ from dataprep.storage import UserError
 
 
 class Stopped(UserError):
-    """Raised where the trainer waits for shards; being a UserError, it reaches all ranks."""
+    """Raised where a step would begin; being a UserError, it reaches all ranks."""
 
 
-class _State:
-    asked = False
-    waiting = False
-
-
-def asked() -> bool:
-    """Whether SIGTERM has come."""
-    return _State.asked
+class State:
+    asked = False  # SIGTERM has come
+    waiting = False  # it interrupts
 
 
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
     """While the block runs, SIGTERM only asks. Does nothing outside the main thread, where no signal arrives."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def ask(*_: object) -> None:
-        _State.asked = True
-        if _State.waiting:
-            raise Stopped("stopped by SIGTERM")
+        State.asked = True
+        if State.waiting:
+            raise Stopped
 
-    before = signal.signal(signal.SIGTERM, ask)
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, ask) if here else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        _State.asked = False
+        State.asked = False
+        if here:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
     """A block that SIGTERM interrupts by `Stopped`."""
-    _State.waiting = True
+    State.waiting = True
     try:
-        if _State.asked:
-            raise Stopped("stopped by SIGTERM")
+        if State.asked:
+            raise Stopped
         yield
     finally:
-        _State.waiting = False
+        State.waiting = False

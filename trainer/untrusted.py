@@ -10,25 +10,20 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 
-METADATA = "torch.distributed.checkpoint.metadata"
+DCP = "torch.distributed.checkpoint"
 ALLOWED = {
-    ("pathlib", "PosixPath"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    *((METADATA, name) for name in ("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex")),
-    *(
-        (METADATA, name)
-        for name in ("StorageMeta", "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING")
-    ),
-}
+    "pathlib.PosixPath", "torch.Size", "torch.serialization._get_layout", f"{DCP}.filesystem._StorageInfo",
+    *(f"{DCP}.metadata.{name}" for name in (
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING")),
+}  # fmt: skip
 
 
 class Unpickler(pickle.Unpickler):
     """Knows the classes that DCP's metadata consists of, and no other."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in ALLOWED or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        if f"{module}.{name}" in ALLOWED or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is nothing that checkpoint metadata may hold")
 

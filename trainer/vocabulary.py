@@ -1,7 +1,6 @@
 """The run's tokeniser as evaluation needs it: ids of a text, and how many bytes of text each token stands for."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,10 +47,12 @@ def text_bytes(piece: str) -> int:
 
 def load(root: str, fingerprint: str, size: int) -> Vocabulary | None:
     """The tokeniser with this fingerprint; None where the root does not say which that was, or it is gone."""
-    entry = read_json(join(root, "latest", FILE))
+    entry = read_json(join(root, "latest", FILE), path=str, tokenizer=str)
     if entry is None or entry["tokenizer"] != fingerprint:
         return None
-    path = entry["path"] if not is_local(entry["path"]) else str(Path(root) / entry["path"])
+    path = entry["path"]
+    if is_local(path) and not path.startswith("/"):
+        path = join(root, path)
     try:
         return Vocabulary(read_bytes(path), path.endswith(".model"), size)
     except FileNotFoundError:

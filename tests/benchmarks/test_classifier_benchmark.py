@@ -1,20 +1,14 @@
 """The classifier's benchmark on a small corpus of its own: labels as documented, and no row judged by its own label."""
 
-import json
 import random
 
 import numpy as np
-import zstandard
 
 from benchmarks import classifier_quality as benchmark
 from dataprep.train_classifier import Row
+from tests.corpora import write
 
 LANGUAGES = ("aaa", "bbb")
-
-
-def write(folder, name: str, documents: list[dict]) -> None:
-    data = "\n".join(json.dumps(d) for d in documents).encode()
-    (folder / f"{name}.jsonl.zst").write_bytes(zstandard.compress(data))
 
 
 def test_sections_on_a_small_corpus(tmp_path, capsys, monkeypatch):

@@ -3,9 +3,8 @@
 import json
 import sys
 
-import zstandard
-
 from benchmarks import quality
+from tests.corpora import write
 from tests.dataprep.test_signals import SENTENCES
 
 
@@ -23,8 +22,7 @@ def test_figures_of_a_small_corpus(tmp_path, monkeypatch):
         "multi_hplt_quality_labelled": {"hplt/rus_Cyrl/0": SENTENCES["ru"], "hplt/rus_Cyrl/1": SENTENCES["en"]},
     }
     for name, documents in rows.items():
-        lines = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in documents.items())
-        (tmp_path / f"{name}.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+        write(tmp_path, name, ({"id": i, "text": text} for i, text in documents.items()))
     monkeypatch.setattr(quality, "PEERS", {"pycld2": quality.cld2})
     monkeypatch.delitem(quality.SECTIONS, "classifier")  # tests/benchmarks/test_classifier_benchmark.py
     monkeypatch.setattr(quality, "PEER_MB", 0.001)
@@ -34,8 +32,7 @@ def test_figures_of_a_small_corpus(tmp_path, monkeypatch):
     quality.main()
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["language_accuracy"] == 1 and figures["signals_mb_s_core"] > 0 and figures["language_mb_s_core"] > 0
-    sources = [quality.read(name, tmp_path / f"{name}.jsonl.zst", 1) for name in rows]
-    found = [(kind, code) for kind, code, _ in quality.labelled(sources, tmp_path, 10)]
+    found = [(kind, code) for kind, code, _ in quality.labelled(quality.Text.read(str(tmp_path), 1), 10)]
     assert sorted(found) == sorted(
         [("one language", "en")] * 3
         + [("multi_gnome_help", code) for code in ("en", "de", "ko")]

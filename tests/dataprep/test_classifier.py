@@ -1,5 +1,6 @@
 """The quality classifier: what it learns, that it is the same each time, its file, and metrics against plain Python."""
 
+import dataclasses
 import json
 import random
 
@@ -131,8 +132,12 @@ def test_calibration_of_one_head():
         ('{"text": "a", "knowledge": 6}', "record 1: knowledge is 6; .* from 0 to 5"),
         ('{"text": "a", "knowledge": true}', "knowledge is True"),
         ('{"text": "a", "label": "fine"}', "label is 'fine'; it must be good or bad"),
+        ('{"text": "a", "knowledge": -0.1}', "knowledge is -0.1"),
         ('{"text": "a", "label": 2}', "label is 2"),
+        ('{"text": "a", "label": ""}', "label is ''"),
+        ('{"text": "a", "label": true}', "label is True"),
         ('{"text": "a", "domain": 3}', "domain is 3"),
+        ('{"text": "a", "domain": " "}', "domain is ' '"),
         ('{"text": ', "record 1: malformed JSON"),
         ('{"label": "good"}', "record 1: missing field"),
     ],
@@ -149,6 +154,10 @@ def test_too_little_to_learn_from(labelled):
         train([], CONFIG)
     with pytest.raises(UserError, match=r"labelled rows, .* too few"):
         train(some[:5], CONFIG)
+    for labels in ({"quality": 1.0}, {"knowledge": 0.4, "domain": "law"}):
+        alike = [dataclasses.replace(row, labels=labels) for row in some]
+        with pytest.raises(UserError, match=r"(label|knowledge): all \d+ rows to train on bear the same label"):
+            train(alike, CONFIG)
     with pytest.raises(UserError, match=r"training diverged: .*lower rate"):
         train(some, CONFIG.model_copy(update={"rate": 1e30}))
     with pytest.raises(ValidationError, match="power of two, such as 512"):

@@ -139,11 +139,11 @@ def test_items_from_several_fields_parquet_and_text(tmp_path):
     ("name", "content", "fields", "message"),
     [
         ("none.jsonl", None, ["text"], "quality.decontaminate.sets.quiz: .*none.jsonl cannot be read"),
-        ("bad.jsonl", '{"text": "x"}\n{"te', ["text"], "record 1 of .*bad.jsonl: malformed JSON"),
-        ("x.jsonl", '{"question": "x"}\n', ["text"], "record 0 of .*x.jsonl"),
-        ("x.jsonl", '{"text": "x"}\n', ["text", "choices"], "record 0 of .*x.jsonl has no field 'choices'"),
+        ("bad.jsonl", '{"text": "x"}\n{"te', ["text"], "sets.quiz: .*bad.jsonl, record 1: malformed JSON"),
+        ("x.jsonl", '{"question": "x"}\n', ["text"], "x.jsonl, record 0: missing field"),
+        ("x.jsonl", '{"text": "x"}\n', ["text", "choices"], "x.jsonl, record 0 has no field 'choices'"),
         ("x.jsonl", "", ["text"], "has no items"),
-        ("x.csv", "a,b", ["text"], "none of the suffixes"),
+        ("x.csv", "a,b", ["text"], "quality.decontaminate.sets.quiz: .*x.csv has none of the suffixes"),
     ],
 )
 def test_mistakes_are_one_clear_message(tmp_path, name, content, fields, message):

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from dataprep.quality import SCORE, add_histograms, cuts, histograms, judge, measure
+from dataprep.quality import SCORE, cuts, histograms, judge, measure
 from dataprep.quality_report import BINS, EXAMPLES, aggregates, sheet
 from dataprep.rules import RULE_SETS, RULES, TIERS, QualityConfig
 from dataprep.signals import SIGNALS
-from dataprep.storage import Attempt, UserError, read_table
+from dataprep.storage import Attempt, UserError, add_up, read_table
 
 SENTENCE = "the river ran past old mills and with it came that quiet talk of rain to be had in a long green valley"
 WORDS = SENTENCE.split()
@@ -169,7 +169,7 @@ def test_cuts_do_not_depend_on_the_partitions() -> None:
     measured = measure(both(), config)
     parts = [histograms(measured.slice(k, 3), both().slice(k, 3)) for k in range(0, len(measured), 3)]
     whole = cuts(histograms(measured, both()), config)
-    assert cuts(add_histograms(parts), config) == cuts(add_histograms(parts[::-1]), config) == whole
+    assert cuts(add_up(parts), config) == cuts(add_up(parts[::-1]), config) == whole
 
 
 def test_rows_do_not_depend_on_the_batch_and_survive_storage(tmp_path) -> None:

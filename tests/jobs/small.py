@@ -6,6 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from dataprep.classifier import ClassifierConfig
+from dataprep.train_classifier import Row, train
+
 WORDS = [
     a + b + c for a in ("ka", "lo", "mi", "ser", "tan") for b in ("ri", "do", "ve") for c in ("", "n", "sto", "la")
 ]
@@ -35,6 +38,17 @@ def file_content(rng: random.Random, documents: int, number: int) -> str:
     lines = [json.dumps({"text": t, "id": f"{number}-{i}", "url": f"http://x/{i}"}) for i, t in enumerate(texts)]
     lines[3:3] = ["{not json", json.dumps({"text": "  ", "id": "empty"})]
     return "\n".join(lines) + "\n"
+
+
+def write_quality_files(folder: Path) -> None:
+    """`model.safetensors`: a classifier whose head `quality` tells texts with many an `n` from others.
+    `quiz.jsonl`: an evaluation set of one document of the corpus in `in`."""
+    document = json.loads((folder / "in/02.jsonl").read_text().splitlines()[10])
+    (folder / "quiz.jsonl").write_text(json.dumps({"text": document["text"].upper()}))
+    rng = random.Random("model")
+    texts = [text(rng, 8) for _ in range(200)]
+    rows = [Row(t.encode(), {"quality": float(t.count("n") / len(t) > 0.054)}, {}, "") for t in texts]
+    train(rows, ClassifierConfig(buckets=1 << 10, held_out=0.5)).save(str(folder / "model.safetensors"))
 
 
 def config(folder: Path, **sections: dict) -> dict:

@@ -40,7 +40,8 @@ def done(tmp_path_factory) -> Path:
     """A finished run up to packed shards. Tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("done")
     small.write_corpus(folder / "in")
-    run(folder)
+    small.write_quality_files(folder)
+    run(folder, **settings(folder))
     return folder
 
 
@@ -53,20 +54,28 @@ def copy(done, tmp_path) -> Path:
 
 
 def settings(done: Path) -> dict:
-    """The source's paths as in the finished run, so that a copy finds the same manifest entries."""
-    return {"corpus": {"sources": [{"name": "tales", "paths": [str(done / "in")]}]}}
+    """A configuration with all that quality can do; the source's paths as in the finished run, so that a copy finds
+    the same manifest entries."""
+    quality = {
+        "classifier": str(done / "model.safetensors"),
+        "score": "quality",
+        "tiers": [{"by": "quantile", "low": 0.2, "high": 0.7}],
+        "decontaminate": {"sets": {"quiz": str(done / "quiz.jsonl")}},
+    }
+    return {"corpus": {"sources": [{"name": "tales", "paths": [str(done / "in")]}]}, "quality": quality}
 
 
 def test_planted_duplicates_and_bad_lines_are_found(done):
-    config = load(small.write_config(done))
+    config = load(small.write_config(done, **settings(done)))
     with Engine(config.root, 0) as engine:
         built = corpus.build(engine, config)
         verdicts = [row for c in dedup.build(engine, config) for row in read_table(c.path("dedup")).to_pylist()]
         documents = [r for p in corpus.partitions(engine, config) for r in read_table(p.documents).to_pylist()]
         tiers = quality.tiers(quality.build(engine, config))
+        hits = [c.aggregates["evaluation"]["tales"].get("quiz", 0) for c in quality.build(engine, config)]
     assert corpus.totals(built, "quarantined") == {"tales": {"malformed JSON": 3, "empty text": 3}}
     assert corpus.totals(built, "documents") == {"tales": 3 * 62} and len(documents) == 3 * 62
-    assert sum(tiers["tales"].values()) == 3 * 62
+    assert sum(tiers["tales"].values()) == 3 * 62 and min(tiers["tales"].values()) > 30 and sum(hits) == 1
     by_id, kept = {d["doc"]: d for d in documents}, {v["doc"] for v in verdicts if v["keep"]}
     removed = {by_id[v["doc"]]["id"]: (v["reason"], by_id[v["keeper"]]["id"]) for v in verdicts if not v["keep"]}
     for n in range(3):
@@ -79,7 +88,7 @@ def test_planted_duplicates_and_bad_lines_are_found(done):
 
 
 def test_shards_hold_the_documents_tokens_in_planned_shares(done):
-    config = load(small.write_config(done))
+    config = load(small.write_config(done, **settings(done)))
     documents = {}
     with Engine(config.root, 0) as engine:
         coder = tokenizer.load(tokens.build_tokenizer(engine, config)[0], config.tokens)
@@ -206,7 +215,9 @@ def latest(folder: Path, step: str) -> str:
 def test_rules_and_tiers_are_tried_out_without_measuring_again(done, copy, monkeypatch):
     monkeypatch.setattr(quality, "measure_partition", None)
     tiers = [{"by": "quantile", "low": 0.3, "high": 0.7}]
-    config = load(small.write_config(copy, **settings(done), quality={"rules": ["fineweb"], "tiers": tiers}))
+    sections = settings(done)
+    sections["quality"] |= {"rules": ["fineweb"], "tiers": tiers}
+    config = load(small.write_config(copy, **sections))
     with Engine(config.root, 0) as engine:
         quality.main(engine, config, argparse.Namespace(examples=True))
         counts = quality.tiers(quality.build(engine, config))["tales"]
@@ -237,7 +248,7 @@ def test_export_writes_what_is_kept(done, copy):
     run(copy, export, **sections)
     folder = next((copy / "root").glob("export-*"))
     rows = [row for f in sorted(folder.glob("*.parquet")) for row in read_table(str(f)).to_pylist()]
-    assert len(rows) == 3 * 60 and {"text", "tier", "score", "n_tokens"} <= set(rows[0])
+    assert len(rows) == 3 * 60 - 1 and {"text", "tier", "score", "n_tokens"} <= set(rows[0])
     import zstandard
 
     lines = b"".join(

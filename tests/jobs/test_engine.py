@@ -179,7 +179,7 @@ def test_no_row_is_lost_for_any_strides(tmp_path):
     rng = np.random.default_rng(0)
     for trial in range(5):
         ranges = int(rng.integers(1, 40))
-        tables = [pa.table({"v": rng.integers(0, 1 << 30, n)}) for n in rng.integers(0, 50, 7)]
+        tables = [odd_table(rng.integers(0, 1 << 30, n)) for n in rng.integers(0, 50, 7)]
         paths = []
         for n, table in enumerate(tables):
             out = Attempt(str(tmp_path / str(trial)), str(n), {})
@@ -187,8 +187,41 @@ def test_no_row_is_lost_for_any_strides(tmp_path):
             paths.append(storage.join(out.directory, out.files["slices"]["name"]))
         everything = np.concatenate([t["v"].to_numpy() for t in tables])
         for r in range(ranges):
-            got = exchange.read_slices(paths, r)["v"].to_numpy()
-            assert sorted(got) == sorted(everything[everything % ranges == r])
+            got = exchange.read_slices(paths, r)
+            values = got["v"].to_numpy()
+            assert sorted(values) == sorted(everything[everything % ranges == r])
+            assert got.drop_columns(["_range"]).equals(odd_table(values).unify_dictionaries())
+
+
+def odd_table(values: np.ndarray) -> pa.Table:
+    """Columns of every kind that an exchange may carry, made from one."""
+    numbers = values.tolist()
+    return pa.table(
+        {
+            "v": values,
+            "even": pa.array([v % 2 == 0 if v % 3 else None for v in numbers], pa.bool_()),
+            "text": pa.array([str(v) if v % 5 else None for v in numbers], pa.string()),
+            "list": pa.array([list(range(v % 7)) for v in numbers], pa.large_list(pa.uint64())),
+            "source": pa.DictionaryArray.from_arrays(pa.array(values % 2, pa.int32()), ["a", "b"]),
+        }
+    )
+
+
+def test_a_damaged_slice_is_named(tmp_path):
+    out = Attempt(str(tmp_path), "k", {})
+    exchange.write_slices(out, pa.table({"v": range(1000)}), np.arange(1000) % 4, 1)
+    path = tmp_path / out.files["slices"]["name"]
+    whole = path.read_bytes()
+    wrong = 0
+    for place in [*range(16, len(whole), 97), *range(len(whole) - 1500, len(whole), 7)]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            got = pa.concat_tables([exchange.read_slices([str(path)], r) for r in range(4)])
+            assert sorted(got["v"].to_pylist()) == list(range(1000))  # padding, say
+        except UserError as error:
+            assert f"{path.name} is damaged" in str(error)
+            wrong += 1
+    assert wrong > 20
 
 
 # -- Ray, kills -----------------------------------------------------------------------------------------------------

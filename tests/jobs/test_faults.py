@@ -1,19 +1,22 @@
 """Damage and odd input: nothing damaged gets into the shards, everything damaged is named or made again."""
 
+import argparse
 import itertools
 import json
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from dataprep.storage import UserError
-from jobs import corpus, dedup, export, mix
+from jobs import cli, corpus, dedup, export, mix, pipeline, report, shards
 from jobs.config import load
 from jobs.engine import DryRunEnd, Engine
 from tests.jobs import small, toy
-from tests.jobs.test_data_jobs import copy, done, run, settings  # noqa: F401 (fixtures)
-from tests.tree import tree
+from tests.jobs.test_data_jobs import CHECKOUT, command, copy, done, run, settings  # noqa: F401 (fixtures)
+from tests.tree import commits, tree
 
 
 def flip(file: Path, place: float) -> None:
@@ -57,6 +60,38 @@ def test_a_damaged_json_file_is_made_again(done, copy, content):  # noqa: F811
     assert tree(copy / "root") == before
 
 
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"directory": 3}'])
+def test_published_json_of_another_shape_is_one_line(done, copy, capfd, content):  # noqa: F811
+    config, root = small.write_config(copy, **settings(done)), copy / "root"
+    (end,) = root.glob("pack-base-*/end.json")
+    for file, job in ((root / "latest" / "pack-base.json", shards), (root / "latest" / "quality.json", report),
+                      (end, shards), (end, report)):  # fmt: skip
+        whole = file.read_bytes()
+        file.write_text(content)
+        assert cli.main(job, [config]) == 1
+        said = capfd.readouterr().err
+        assert f"{file.name} is damaged: it has no " in said and "Traceback" not in said
+        file.write_bytes(whole)
+
+
+def test_a_manifest_that_lost_lines_is_refused(done, copy):  # noqa: F811
+    manifest = copy / "root" / "manifest.jsonl"
+    whole, before = manifest.read_bytes(), tree(copy / "root")
+    lines = whole.splitlines(keepends=True)
+    for content in (b"", b"".join(lines[:-1]), b"".join(lines[1:]), whole.replace(b"01.jsonl", b"02.jsonl")):
+        manifest.write_bytes(content)
+        with pytest.raises(UserError, match=rf"manifest.jsonl has {len(content.splitlines())} lines, not all of the 3"):
+            run(copy, corpus, **settings(done))
+        manifest.unlink()
+        with pytest.raises(UserError, match="has 0 lines"):
+            run(copy, corpus, **settings(done))
+        manifest.write_bytes(whole)
+    assert tree(copy / "root") == before
+    (copy / "root" / "manifest.check.json").unlink()  # as a kill right after the manifest leaves it
+    run(copy, corpus, **settings(done))
+    assert tree(copy / "root") == before
+
+
 def test_a_dry_run_writes_nothing_whatever_is_missing(done, copy):  # noqa: F811
     config = load(small.write_config(copy, **settings(done)))
     for pattern in ("pack-base-*/end.json", "pack-longer-*/*.arrow"):
@@ -65,6 +100,12 @@ def test_a_dry_run_writes_nothing_whatever_is_missing(done, copy):  # noqa: F811
     before = tree(copy / "root")
     with Engine(config.root, 0, dry_run=True) as engine, pytest.raises(DryRunEnd):
         mix.pack_all(engine, mix.prepare(engine, config))
+    assert tree(copy / "root") == before
+    for pointer in (copy / "root" / "latest").glob("pack-*.json"):  # planned, nothing packed yet
+        pointer.unlink()
+    before = tree(copy / "root")
+    with Engine(config.root, 0, dry_run=True) as engine, pytest.raises(DryRunEnd):
+        pipeline.main(engine, config, argparse.Namespace())
     assert tree(copy / "root") == before
 
 
@@ -75,6 +116,16 @@ def test_a_corpus_without_a_document_is_one_message(tmp_path):
     for job in (dedup, mix, export):
         with pytest.raises(UserError, match="no documents; 1 records are in quarantine"):
             run(tmp_path, job)
+
+
+def test_sigterm_ends_a_run_on_ray_with_one_line(done, tmp_path):  # noqa: F811
+    job = subprocess.Popen(command(done, tmp_path / "root", "mix", 2), cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)
+    while job.poll() is None and commits(tmp_path / "root") < 5:
+        time.sleep(0.02)
+    job.terminate()
+    said = job.communicate()[1]
+    assert job.returncode == 130 and "SIGTERM" not in said and "Traceback" not in said
+    assert said.endswith("stopped; the same command goes on from here\n")
 
 
 def test_nothing_held_out(tmp_path):

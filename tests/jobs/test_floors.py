@@ -15,7 +15,10 @@ MAY_IMPORT = {
     "dataprep": ({"kernels", "dataprep"}, {"ray", "torch"}),
     "dedup": ({"kernels", "dataprep.storage", "dedup"}, {"ray", "torch"}),
     "mixer": ({"kernels", "dataprep.storage", "mixer"}, {"ray", "torch"}),
-    "trainer": ({"kernels", "dataprep.storage", "mixer.batches", "mixer.reader", "mixer.shards", "trainer"}, {"ray"}),
+    "trainer": (
+        {"kernels", "dataprep.storage", "mixer.batches", "mixer.cache", "mixer.reader", "mixer.shards", "trainer"},
+        {"ray"},
+    ),
     "jobs": ({"kernels", "dataprep", "dedup", "mixer", "trainer", "jobs"}, {"torch"}),
 }
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -49,7 +50,7 @@ def run(folder: Path, server: Endpoint, model: str, dry_run=False, budget=None, 
     """Run the job in this process; the rows of the model's labels, in the order of asking."""
     config = load(small.write_config(folder, f"{model}.yaml", **settings(server, model, **labels)))
     with Engine(config.root, 0, dry_run) as engine:
-        label.main(engine, config, argparse.Namespace(budget=budget))
+        label.main(engine, config, argparse.Namespace(budget=budget, command_line="my.yaml"))
         return rows_of(label.step(config.labels).directory(engine.root))
 
 
@@ -279,12 +280,23 @@ def test_a_budget_too_small_for_one_call_asks_nothing(folder, capsys):
     assert "the budget of 100tokens is used up" in capsys.readouterr().err
 
 
-def test_a_dry_run_estimates_and_asks_nothing(folder, capsys, monkeypatch):
+def test_a_dry_run_estimates_and_asks_nothing(folder, capsys, tmp_path):
+    """The sample need not have been drawn, only the tiers must be there: otherwise it says what to run."""
     before = tree(folder / "root")
-    with Endpoint() as server, pytest.raises(DryRunEnd):
-        run(folder, server, "dry", dry_run=True, price_input=1, price_output=2, key_variable="NOT_THERE")
-    shown = capsys.readouterr().err
-    assert "estimate: " in shown and "costing" in shown and not server.requests and tree(folder / "root") == before
+    estimates = []
+    for per_stratum in (20, 19):  # the latter's sample is nowhere
+        with Endpoint() as server, pytest.raises(DryRunEnd, match=r"^labels$"):
+            prices = {"price_input": 1, "price_output": 2}
+            run(folder, server, "dry", dry_run=True, per_stratum=per_stratum, key_variable="NOT_THERE", **prices)
+        shown = capsys.readouterr().err
+        assert "estimate: " in shown and "costing" in shown and not server.requests and tree(folder / "root") == before
+        estimates.append(int(re.search(r"([\d,]+) documents sampled", shown)[1]))
+    assert estimates[0] > estimates[1] > 30
+    small.write_corpus(tmp_path / "in", files=1, documents=3)
+    with Endpoint() as server, pytest.raises(DryRunEnd, match=r"^corpus$"):
+        run(tmp_path, server, "dry", dry_run=True)
+    assert "would cost can be told after: python jobs/quality.py my.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.soak)])
@@ -337,7 +349,7 @@ def test_the_classifier_learns_from_the_labels(folder):
 
     def behave(text, times):
         good = len(text) % 2
-        return json.dumps({"knowledge": 4 * good, "helpfulness": 2, "domain": ["news", "other"][good]})
+        return json.dumps({"knowledge": 4 * good, "helpfulness": 2 + good, "domain": ["news", "other"][good]})
 
     with Endpoint(behave) as server:
         run(folder, server, "teacher", per_stratum=100)

@@ -24,6 +24,7 @@ def done(tmp_path_factory) -> Path:
     """A corpus and the pipeline run over it with two CPUs."""
     folder = tmp_path_factory.mktemp("pipeline")
     small.write_corpus(folder / "in")
+    small.write_quality_files(folder)
     finish(command(folder, folder / "root", "pipeline", 2))
     return folder
 
@@ -82,6 +83,9 @@ def test_a_second_run_finds_everything_done(done):
     finish(command(done, done / "root", "pipeline", 2))
     assert time.monotonic() - began < 60
     assert before == {f: f.stat().st_mtime_ns for f in before if f.exists()}
+    there = tree(done / "root")
+    finish([*command(done, done / "root", "pipeline", 2), "--dry-run"])
+    assert tree(done / "root") == there
 
 
 def test_a_kill_in_mid_training_changes_no_loss(done, tmp_path):

@@ -1,8 +1,10 @@
 """What the mix job tells of plans: tables, a cell's arithmetic, differences and what they mean for a run under way."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from dataprep.storage import UserError, write_json
@@ -59,15 +61,59 @@ def test_differences_and_what_they_mean_for_a_run_under_way():
     old = plan_of({"tokens": 3000}, {"tokens": 2000, "shares": {"short": 1.0}})
     new = plan_of({"tokens": 3000}, {"tokens": 20_000, "shares": {"short": 1.0}, "context": 512})
     told = lines(old, new, s0="trained")
-    assert "stage s1: context 256 -> 512; tokens 2000 -> 20000" in told
+    assert "mix.stages.1.context: 256 -> 512\nmix.stages.1.tokens: 2000 -> 20000\nstage s0: " in told
     assert "stage s0 is trained, and would draw other documents, or others as often" in told
     assert "jobs/mix.py would pack every stage again" in told
     assert "books/old/high/short:" in told and "over the cap" in told  # its 4 copies are for the last stage now
     told = lines(plan_of(STAGES[0]), plan_of(*STAGES), s0="packed")
-    assert "stage s1: is new, 3,000 tokens" in told
+    assert "mix.stages.1: none -> given" in told and "stage s1: is new, 3,000 tokens" in told
     assert "stage s1: is gone" in lines(plan_of(*STAGES), plan_of(STAGES[0]))
-    told = lines(plan_of(*STAGES), plan_of(*STAGES, cells=[*CELLS, ("new", "low", "long", 5)]))
-    assert "the documents or the seed are not the same" in told
+
+
+def test_what_has_changed_is_named_and_nothing_else():
+    old = plan_of(*STAGES)
+    more = lines(old, plan_of(*STAGES, cells=[*CELLS, ("new", "low", "long", 5), ("web", "low", "short", 7)]))
+    assert more.startswith(
+        "documents of web/low/short: 9,000 -> 9,007 tokens\ndocuments of new/low/long: 0 -> 5 tokens\nstage s0: "
+    )
+    assert "mix." not in more.split("\nshards bear")[0] and "unknown" not in more
+    other = plan_of(*STAGES)
+    values = other.places.to_pydict()
+    values["knots"] = [[knot + 1 for knot in knots] for knots in values["knots"]]
+    other = dataclasses.replace(other, places=pa.table(values, schema=other.places.schema))
+    assert lines(old, other).startswith("documents: others, of as many tokens\nstage s0: 0 cells other copies\n")
+    seed = lines(old, plan_of(*STAGES, seed=1))
+    assert seed.startswith("mix.seed: 0 -> 1\nstage s0: 0 cells other copies\n")
+    tiers = lines(old, plan_of(*STAGES, tiers={"low": {"cap": 3}}))
+    assert tiers.startswith("mix.tiers.low.cap: 2 -> 3\nstage s0:") and "documents of" not in tiers
+    odd = json.loads(json.dumps(old.to_json()))
+    odd["places"]["cuts"][0] = "another"
+    assert "why is unknown" in "\n".join(plan_report.diff(odd, old, {}))
+
+
+def test_sources_that_miss_what_was_asked_are_told_with_the_caps_in_their_way():
+    cells = [("books", "low", "short", 1000), ("qa", "low", "short", 9000), ("web", "low", "short", 9000)]
+    plan = plan_of({"tokens": 10_000, "source_weights": {"books": 0.5, "qa": 0.3, "web": 0.2}}, cells=cells)
+    assert list(plan_report.missed(plan)) == [
+        "stage s0: source books has 20.0% of the 50.0% asked; caps bind: books/low/short (2 copies)",
+        "stage s0: source qa has 48.0% of the 30.0% asked; it stands in for sources whose caps bind: books",
+        "stage s0: source web has 32.0% of the 20.0% asked; it stands in for sources whose caps bind: books",
+    ]
+    cells = [("books", "low", "short", 1000), ("web", "low", "long", 1000)]
+    weights = {"books": 0.5, "web": 0.5}
+    plan = plan_of({"tokens": 1000, "shares": {"short": 0.8, "long": 0.2}, "source_weights": weights}, cells=cells)
+    assert all("the class shares, or other stages, leave no nearer plan" in x for x in plan_report.missed(plan))
+    assert len(list(plan_report.missed(plan))) == 2
+
+
+def test_a_stage_with_too_few_windows_for_its_course_is_told():
+    weights = {"web": 1.0}
+    stages = ({"tokens": 3000}, {"tokens": 3000, "source_weights": weights, "transition": 0.5})
+    (told,) = plan_report.coarse(plan_of(*stages, shard_tokens=500))
+    assert "stage s1 has 6 windows, too few to follow" in told and "set mix.shard_tokens to 300 or less" in told
+    assert not list(plan_report.coarse(plan_of(*stages, shard_tokens=300)))
+    (told,) = plan_report.coarse(plan_of(stages[0], stages[1] | {"context": 400}, shard_tokens=500))
+    assert "give it 10 sequences" in told
 
 
 def test_what_is_no_plan_is_refused():
@@ -93,11 +139,11 @@ def test_the_job_plans_explains_and_compares_without_packing(tmp_path):
     assert not list(root.glob("pack-*")) and not list((root / "latest").glob("pack-*"))
     assert "in total" in run(path, "--explain", "tales/medium/short")
     assert "nothing changes" in run(path, "--diff")
-    assert "stage longer: tokens 10000 -> 5000" in run(other, "--diff")
+    assert "mix.stages.1.tokens: 10000 -> 5000" in run(other, "--diff")
     assert {str(f) for f in root.rglob("*")} == before
     plan = next(root.glob("plan-*/*.plan.*.json"))
     run(other, "--plan-only")
-    assert "tokens 10000 -> 5000" in run(other, "--diff", str(plan))
+    assert "tokens: 10000 -> 5000" in run(other, "--diff", str(plan))
     write_json(str(root / "latest" / "pack-base.json"), {"directory": "pack-base-x"})
     write_json(str(root / "pack-base-x" / "end.json"), {})
     assert plan_report.under_way(str(root), ["base", "longer"]) == {"base": "packed"}

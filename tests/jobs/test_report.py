@@ -211,7 +211,7 @@ def test_the_policy_allows_the_pages_own_scripts_and_nothing_else(page):
 def test_ten_megabytes_of_one_word_are_bounded():
     word = "x" * 10_000_000
     row = {"doc": 1, "source": "s", "origin": word, "text": word}
-    pair = report_data._pair(row, row | {"text": word + "y"}, {"reason": "near", "jaccard": 0.9}, 2)
+    pair = report_data.pair(row, row | {"text": word + "y"})
     pair["kept"].pop("origin")
     pair["gone"].pop("origin")
     assert len(json.dumps(pair)) < 20_000 and pair["characters"] == [10_000_000, 10_000_001]
@@ -253,13 +253,12 @@ def test_a_users_password_in_an_address_is_not_shown(done):
 
 @given(st.lists(st.one_of(st.none(), st.integers(-100, 100)), max_size=3000))
 def test_thinned_curves_keep_the_mean_and_stay_short(values):
-    curve, _, steps = report_training.thin(
-        iter([{"step": k, "tokens": k} | ({} if v is None else {"loss": v}) for k, v in enumerate(values)])
-    )
-    assert steps == len(values) and len(curve.get("tokens", [])) <= 2 * report_training.POINTS
+    records = [{"tokens": k} | ({} if v is None else {"loss": v}) for k, v in enumerate(values)]
+    curve = report_training.thin(records)
     width = 1
-    while -(-steps // width) > 2 * report_training.POINTS or (steps // width == 2 * report_training.POINTS):
-        width *= 2
+    while len(values) / width > report_training.POINTS:
+        width += 1
+    assert len(curve.get("tokens", [])) == -(-len(values) // width)
     for k, mean in enumerate(curve.get("loss", [])):
         here = [v for v in values[k * width : (k + 1) * width] if v is not None]
         assert mean == (pytest.approx(sum(here) / len(here)) if here else None)

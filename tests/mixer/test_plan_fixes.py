@@ -40,8 +40,9 @@ def test_every_fix_is_enough_and_a_little_less_is_not(recipe):
         if fix.path[-1] == "cap":
             assert not possible(sums, Fix(fix.path, fix.value - 2).apply(mix)) or fix.value - 2 < 1
         if fix.path[-1] == "tokens":
-            less = fix.value + max(4, int(fix.value * 2e-6))
-            assert less >= mix.stages[fix.path[1]].tokens or not possible(sums, Fix(fix.path, less).apply(mix))
+            asked = mix.stages[fix.path[1]].tokens
+            less = fix.value + max(4, int((asked - fix.value) * 2e-6))
+            assert less >= asked or not possible(sums, Fix(fix.path, less).apply(mix))
 
 
 def test_all_that_is_missing_is_told_at_once_with_the_nearest_plan_and_single_changes():

@@ -32,12 +32,12 @@ def trained(packed, tmp_path_factory):
 
 @pytest.fixture
 def call(root, tmp_path, monkeypatch, capsys):
-    """Run the command line: (exit code, what it said). `mix` is the configuration's section."""
+    """Run the command line: (exit code, what it said). `mix` and `train` are the configuration's sections."""
 
-    def call(*words, mix=None):
+    def call(*words, mix=None, train=None):
         path = tmp_path / "config.yaml"
         mix = mix or {"stages": [{"name": name} for name in STAGES]}
-        path.write_text(json.dumps({"root": str(root), "mix": mix, "train": CONFIG.model_dump(mode="json")}))
+        path.write_text(json.dumps({"root": str(root), "mix": mix, "train": train or CONFIG.model_dump(mode="json")}))
         monkeypatch.setattr("sys.argv", ["trainer", str(path), *words])
         code = 0
         try:

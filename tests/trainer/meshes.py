@@ -4,16 +4,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from mixer.reader import Batch
 from mixer.shards import SEGMENT
 from tests.trainer.ranks import join
 from tests.trainer.training import whole
+from trainer import recompute
 from trainer.collectives import clip_gradients
 from trainer.config import ModelConfig, ParallelConfig, TrainConfig
 from trainer.data import micro_batches
@@ -41,6 +44,8 @@ class Result:
     load_LE: Tensor
     initial: dict[str, Tensor]
     gradients: dict[str, Tensor]
+    graphs: int  # that torch.compile made, of all layers
+    breaks: int
 
 
 class Log:
@@ -61,14 +66,25 @@ class Log:
         return Batch(tokens[a:b], np.array(segments, SEGMENT))
 
 
-def config(routing: str, micro_tokens: int = 2 * CONTEXT, dtype: str = "float64", **mesh: int) -> TrainConfig:
+def config(
+    routing: str,
+    micro_tokens: int = 2 * CONTEXT,
+    dtype: str = "float64",
+    checkpointing: str = "none",
+    compile: bool = False,
+    **mesh: Any,
+) -> TrainConfig:
     model = ModelConfig(**MODEL | ROUTINGS.get(routing, {"capacity": routing, "capacity_factor": 0.8}))
     mesh_config = ParallelConfig(**mesh)
-    return TrainConfig(model=model, dtype=dtype, micro_tokens=micro_tokens, parallel=mesh_config, threads=1)
+    how = {"dtype": dtype, "micro_tokens": micro_tokens, "checkpointing": checkpointing, "compile": compile}
+    return TrainConfig(model=model, parallel=mesh_config, threads=1, **how)
 
 
 def step(config: TrainConfig) -> Result:
     """On every rank of the process group; all ranks return the whole."""
+    recompute.BACKEND = "aot_eager"
+    torch._dynamo.reset()
+    counters.clear()
     with world(config) as ranks:
         model = build_model(config, VOCABULARY, 1e4, ranks)
         initial = {name: whole(p).detach().clone() for name, p in model.named_parameters()}
@@ -86,7 +102,8 @@ def step(config: TrainConfig) -> Result:
             load_LE += out.routing.load_E
         gradients = {name: whole(p.grad).clone() for name, p in model.named_parameters()}
         norm = clip_gradients(model.parameters(), 1e-3)
-        return Result(float(ranks.sum(total)), float(norm), ranks.sum(load_LE), initial, gradients)
+        graphs = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+        return Result(float(ranks.sum(total)), float(norm), ranks.sum(load_LE), initial, gradients, *graphs)
 
 
 def first_layer_drops(config: TrainConfig, shared: bool) -> list[int]:
@@ -107,12 +124,15 @@ CASES = {
     2: {
         "dp2": {}, "replicate2": {"dp_replicate": 2}, "ep2": {"ep": 2}, "cp2": {"cp": 2}, "cp2 ep2": {"cp": 2, "ep": 2},
         "dp2, one pass": {"micro_tokens": 4 * CONTEXT}, "cp2 float32": {"cp": 2, "ep": 2, "dtype": "float32"},
+        "dp2 compiled": {"compile": True}, "ep2 compiled": {"ep": 2, "compile": True},
+        "cp2 ring": {"cp": 2, "cp_attention": "ring", "checkpointing": "selective"},
     },
     4: {
         "dp2 replicate2": {"dp_replicate": 2}, "ep4": {"ep": 4, "micro_tokens": CONTEXT}, "cp4": {"cp": 4},
         "cp4, row by row": {"cp": 4, "micro_tokens": 12}, "dp2 cp2": {"cp": 2},
         "dp2 ep2": {"ep": 2, "micro_tokens": CONTEXT}, "cp2 ep2": {"cp": 2, "ep": 2},
-        "replicate2 ep2": {"dp_replicate": 2, "ep": 2},
+        "replicate2 ep2": {"dp_replicate": 2, "ep": 2}, "cp4 ring": {"cp": 4, "cp_attention": "ring"},
+        "dp2 cp2 ring": {"cp": 2, "cp_attention": "ring"},
     },
 }  # fmt: skip
 

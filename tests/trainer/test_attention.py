@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from trainer import attention
 from trainer.attention import Layout, decay, in_chunks, rotary_angles, rotate, slopes, softmax_attention
+from trainer.ring import attend, attend_backward
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -37,8 +39,8 @@ def test_lightning_is_the_recurrence(lengths, block, heads, layer, seed):
     cu = starts(lengths)
     q, k, v, g = torch.randn(4, cu[-1], heads, 6, dtype=F64, generator=generator)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
-    expected = recurrence(q, k, v, slopes(heads, layer, 8), cu)
-    out = in_chunks(q, k, v, decay(heads, layer, 8, block, CPU, F64), Layout.of(cu, block))
+    expected = recurrence(*map(F.silu, (q, k, v)), slopes(heads, layer, 8), cu)
+    out = in_chunks(torch.cat([q, k, v], dim=-1), decay(heads, layer, 8, block, CPU, F64), Layout.of(cu, block))
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
     for a, b in zip(torch.autograd.grad(out, (q, k, v), g), torch.autograd.grad(expected, (q, k, v), g), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
@@ -50,19 +52,19 @@ def test_scan_in_any_step_gives_the_same(scan, monkeypatch):
     monkeypatch.setattr(attention, "SCAN", scan)
     cu = starts([3, 50, 1, 130, 20])
     q, k, v = torch.randn(3, cu[-1], 2, 4, dtype=F64)
-    out = in_chunks(q, k, v, decay(2, 3, 8, 4, CPU, F64), Layout.of(cu, 4))
+    out = in_chunks(torch.cat([q, k, v], dim=-1), decay(2, 3, 8, 4, CPU, F64), Layout.of(cu, 4))
     attention.decay.cache_clear()
-    torch.testing.assert_close(out, recurrence(q, k, v, slopes(2, 3, 8), cu), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(out, recurrence(*map(F.silu, (q, k, v)), slopes(2, 3, 8), cu), rtol=1e-11, atol=1e-11)
 
 
 def test_half_precision_keeps_decay_in_float32():
     powers = decay(4, 0, 8, 16, CPU, torch.bfloat16)
-    assert {p.dtype for name, p in vars(powers).items() if name != "slope_H11"} == {torch.float32}
-    assert powers.slope_H11.dtype == F64
+    assert {p.dtype for name, p in vars(powers).items() if name != "slope_H111"} == {torch.float32}
+    assert powers.slope_H111.dtype == F64
     cu = starts([100])
     q, k, v = torch.randn(3, 100, 4, 8, dtype=F64)
-    expected = recurrence(q, k, v, slopes(4, 0, 8), cu)
-    out = in_chunks(*(x.bfloat16() for x in (q, k, v)), powers, Layout.of(cu, 16))
+    expected = recurrence(*map(F.silu, (q, k, v)), slopes(4, 0, 8), cu)
+    out = in_chunks(torch.cat([q, k, v], dim=-1).bfloat16(), powers, Layout.of(cu, 16))
     assert (out.double() - expected).norm() < 0.02 * expected.norm()
 
 
@@ -79,6 +81,26 @@ def test_softmax_attention_is_a_masked_softmax(lengths, heads, seed):
     weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
     expected = torch.einsum("hqk,khn->qhn", weights, v.repeat_interleave(repeat, 1))
     torch.testing.assert_close(softmax_attention(q, k, v, Layout.of(cu, 4)), expected, rtol=1e-11, atol=1e-11)
+
+
+gpu = pytest.param("cuda", torch.bfloat16, 0.02, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU"))
+
+
+@pytest.mark.parametrize(("device", "dtype", "bound"), [("cpu", F64, 1e-11), gpu])
+def test_products_of_the_ring_and_their_gradients(device, dtype, bound):
+    """Documents with a mask, and all keys without one; two query heads share one of keys and values."""
+    q, both, grad = (torch.randn(70, 4, 16, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    for cu, causal in (([0, 5, 40, 70], True), ([0, 70], False)):
+        document = torch.repeat_interleave(torch.tensor(cu).diff()).to(device)
+        hidden = (document[:, None] != document) | (torch.ones(70, 70, device=device).triu(1).bool() & causal)
+        k, v = (x.repeat_interleave(2, 1) for x in both.to(F64).chunk(2, 1))
+        score = torch.einsum("thn,shn->hts", q.to(F64), k).masked_fill(hidden, -torch.inf) / 4
+        expected = torch.einsum("hts,shn->thn", score.softmax(-1), v)
+        out, lse = attend(q, both, cu, cu, causal)
+        gradients = attend_backward(grad, out, lse.contiguous(), q, both, cu, cu, causal)
+        wanted = torch.autograd.grad(expected, (q, both), grad.to(F64))
+        pairs = zip((out, lse, *gradients), (expected, score.logsumexp(-1).mT, *wanted), strict=True)
+        assert all((a.to(F64) - b).norm() <= bound * b.norm() for a, b in pairs)
 
 
 def test_rotation_is_complex_multiplication_and_partial():

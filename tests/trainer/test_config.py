@@ -37,8 +37,8 @@ def test_fields_override_the_preset():
         ({"schedule": [{"share": 0.5, "tokens": 3, "lr": 1}]}, "share .0.5. or tokens .3., not both; drop one"),
         ({"schedule": [{"lr": 1}, {"lr": 2}]}, "2 phases without share or tokens"),
         ({"schedule": []}, "no phases without"),
-        ({"batch_marks": {0: 8}}, "must be above 0"),
-        ({"keep_every": 150}, "no multiple of checkpoint_steps .100."),
+        ({"batch_marks": {0: 8}}, "should be greater than 0"),
+        ({"keep_every": 150}, "keep_every .150. must be a multiple of checkpoint_steps"),
         ({"stages": {"a": [{"share": 1, "lr": 1, "shape": "exponential"}]}}, "cannot start or end at a learning rate"),
         ({"hidden": 3}, "Extra inputs"),
     ],
@@ -49,10 +49,19 @@ def test_impossible_values_are_refused(values, message):
 
 
 def test_identity_names_what_is_trained_not_how():
-    base = TrainConfig()
-    assert base.identity("p") == TrainConfig(workers=2, threads=3, keep=9, micro_tokens=512).identity("p")
-    others = [TrainConfig(seed=1), TrainConfig(batch_tokens=9), TrainConfig(model=ModelConfig(preset="small"))]
-    assert len({base.identity("p"), base.identity("q"), *(c.identity("p") for c in others)}) == 5
+    """Every field is one or the other: a new one must be thought about."""
+    how = {"workers": 2, "threads": 3, "keep": 9, "micro_tokens": 512, "shards": "x", "quarantined": "mask", "spike": 1,
+           "evaluate_tokens": 1, "evaluate_needles": 0, "max_skipped": 1, "export": False, "parallel": {"cp": 2},
+           "cpus_per_worker": 1, "device": "cuda", "checkpointing": "full", "compile": True, "peak_tflops": 1,
+           "checkpoint_steps": 50, "keep_every": 100}  # fmt: skip
+    what = {"seed": 1, "batch_tokens": 9, "batch_marks": {9: 9}, "model": {"preset": "small"}, "weights": "x",
+            "dtype": "bfloat16", "optimizer": {"clip": 2}, "schedule": [{"lr": 1}],
+            "stages": {"a": [{"lr": 1}]}}  # fmt: skip
+    assert {*how, *what} == TrainConfig.model_fields.keys()
+    base = TrainConfig().identity("p")
+    assert TrainConfig(**how | {"dtype": "bfloat16"}).identity("p") == TrainConfig(dtype="bfloat16").identity("p")
+    others = [TrainConfig(**{key: value}).identity("p") for key, value in what.items()]
+    assert len({base, TrainConfig().identity("q"), *others}) == len(what) + 2
 
 
 def test_config_does_not_import_torch():

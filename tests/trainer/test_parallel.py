@@ -57,6 +57,13 @@ def test_so_does_accumulation(routing):
     close(alone(routing, 2 * CONTEXT), alone(routing), 1e-9)
 
 
+def test_compiled_layers_break_only_where_experts_exchange(together):
+    """One graph per layer under FSDP; under expert parallelism one break, which makes two graphs of one."""
+    dense, exchanging = (together(2)[0][case, "dropless"] for case in ("dp2 compiled", "ep2 compiled"))
+    assert dense.breaks == 0 and 2 <= dense.graphs <= 4  # two layers; one graph more for batches of another length
+    assert exchanging.breaks >= 2 and 2 * exchanging.breaks <= exchanging.graphs + 1
+
+
 def test_half_precision_is_near_and_its_router_in_float32():
     found, expected = step(config("dropless", dtype="bfloat16")), alone("dropless")
     assert found.loss == pytest.approx(expected.loss, rel=0.01)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import MiniMaxConfig, MiniMaxForCausalLM
+from transformers import AutoConfig, MiniMaxConfig, MiniMaxForCausalLM
 
 from dataprep.storage import UserError
 from tests.trainer.training import whole
@@ -56,8 +56,13 @@ def pair(request, tmp_path_factory):
         saver.wait()
         checkpoint = path / progress.checkpoint
         export(checkpoint, path / "hf", file_bytes=100_000)
-        export(checkpoint, path / "released", released=True)
-        for layout in ("hf", "released"):
+        if config.model.heads == 3:
+            with pytest.raises(UserError, match="a power of two heads, not 3"):
+                export(checkpoint, path / "released", released=True)
+        else:
+            export(checkpoint, path / "released", released=True)
+            as_vllm_reads_it(path / "released", config.model)
+        for layout in ("hf", "released") if (path / "released").exists() else ("hf",):
             again = build_model(config, VOCABULARY, 1e4, ranks)
             load(again, path / layout)
             for name, p in model.named_parameters():
@@ -69,6 +74,35 @@ def pair(request, tmp_path_factory):
         assert all("decay" in key or "slope" in key for key in loading["missing_keys"])
         theirs.set_experts_implementation("eager")
         yield model, theirs.train()
+
+
+def as_vllm_reads_it(path, model):
+    """The fields and names that vLLM's `minimax_text_01.py` reads (at 98370df), by `transformers`' class as it does."""
+    config = AutoConfig.from_pretrained(path)
+    assert config.architectures == ["MiniMaxText01ForCausalLM"] and config.postnorm
+    assert config.attn_type_list == [int(model.is_softmax(i)) for i in range(model.layers)]
+    assert config.layer_types == ["full_attention" if full else "linear_attention" for full in config.attn_type_list]
+    assert config.rope_parameters["rope_theta"] == 1e4 and config.rope_parameters["rope_type"] == "default"
+    for name, value in {
+        "rotary_dim": model.rotary_dim, "head_dim": model.head_dim, "hidden_size": model.hidden,
+        "num_attention_heads": model.heads, "num_key_value_heads": model.kv_heads, "vocab_size": VOCABULARY,
+        "num_hidden_layers": model.layers, "intermediate_size": model.ffn, "num_local_experts": model.experts,
+        "num_experts_per_tok": model.top_k, "rms_norm_eps": model.norm_eps, "max_position_embeddings": 512,
+        "shared_intermediate_size": 0, "pad_token_id": None, "sliding_window": None,
+    }.items():  # fmt: skip
+        assert getattr(config, name) == value, name
+    for kind in ("full_attention", "linear_attention", "mlp"):
+        assert getattr(config, f"layernorm_{kind}_alpha") == pytest.approx((2 * model.layers) ** 0.25)
+        assert getattr(config, f"layernorm_{kind}_beta") == 1.0
+    names = set(json.loads((path / "model.safetensors.index.json").read_text())["weight_map"])
+    full, linear = ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv_proj", "output_gate", "out_proj", "norm"})
+    expected = {"model.embed_tokens", "model.norm", "lm_head"}
+    for i in range(model.layers):
+        parts = {f"self_attn.{part}" for part in (full if model.is_softmax(i) else linear)}
+        parts |= {"input_layernorm", "post_attention_layernorm", "block_sparse_moe.gate"}
+        parts |= {f"block_sparse_moe.experts.{e}.w{w}" for e in range(model.experts) for w in (1, 2, 3)}
+        expected |= {f"model.layers.{i}.{part}" for part in parts}
+    assert names == {f"{name}.weight" for name in expected}
 
 
 def as_ours(name, gradient, config):

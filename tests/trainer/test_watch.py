@@ -1,5 +1,6 @@
 """What the trainer notices (bad steps, spikes, SIGTERM), and what it keeps, checks and refuses to load."""
 
+import io
 import json
 import os
 import pickle
@@ -9,10 +10,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataprep.storage import UserError
 from mixer.reader import ShardLog
@@ -23,7 +26,7 @@ from trainer.config import ModelConfig, TrainConfig
 from trainer.data import pack
 from trainer.loop import train
 from trainer.metrics import Metrics
-from trainer.untrusted import Unpickler
+from trainer.untrusted import Planner, Unpickler
 
 
 def poison(parameter):
@@ -34,11 +37,11 @@ def spoil(monkeypatch, bad_step):
     """Make the gradient of one step not finite: every pass of it comes back through here."""
     real = loop.step
 
-    def step(model, optimizer, log, progress, *arguments):
+    def step(run, *arguments):
         hook = None
-        if progress.step + 1 == bad_step:
-            hook = model.norm.weight.register_post_accumulate_grad_hook(poison)
-        out = real(model, optimizer, log, progress, *arguments)
+        if run.progress.step + 1 == bad_step:
+            hook = run.model.norm.weight.register_post_accumulate_grad_hook(poison)
+        out = real(run, *arguments)
         if hook:
             hook.remove()
         return out
@@ -88,6 +91,8 @@ def test_spikes_are_logged_with_their_documents(packed, tmp_path, capsys):
     assert (event["event"], event["step"], event["loss"]) == ("spike", 41, 9.0)
     assert event["mean"] == pytest.approx(3.01, abs=0.01)
     assert [d["doc"] for d in event["documents"]] == log.read(40, 41).segments["doc"].tolist()
+    scalars = EventAccumulator(str(tmp_path / "m" / "tensorboard")).Reload().Scalars("loss")
+    assert [(s.step, s.value) for s in scalars] == [(i + 1, pytest.approx(loss)) for i, loss in enumerate(losses)]
     Metrics(tmp_path / "m", log, 40, spike=6.0).close()  # resumed before it
     assert metrics.read(tmp_path / "m" / "events.jsonl") == [] and len(metrics.read(tmp_path / "m/metrics.jsonl")) == 40
 
@@ -98,8 +103,10 @@ def test_losses_by_group(packed):
     batch.segments["copy"] = np.arange(len(batch.segments)) % 11
     packed_batch = pack(batch, 16)
     nll = torch.arange(batch.tokens.size).double() * (packed_batch.target_T >= 0)
-    names = metrics.group_names(log.stage)
-    means = metrics.group_means(metrics.group_sums(nll, packed_batch, names), names)
+    routing = SimpleNamespace(load_E=torch.ones(4, 4), entropy=torch.ones(4))
+    tally = metrics.Tally(CONFIG.model, log.stage, torch.device("cpu"))
+    tally.add(packed_batch, SimpleNamespace(loss_sum=nll.sum(), nll_T=nll, routing=routing), torch.ones(()))
+    means = tally.means(100)
     by_copy: dict[str, list[float]] = {}
     for s in batch.segments:
         first = s["sequence"] * 48 + s["start"]
@@ -114,7 +121,7 @@ def test_milestones_are_kept(root):
     config = CONFIG.model_copy(update={"checkpoint_steps": 2, "keep": 1, "keep_every": 6, "evaluate_tokens": 0})
     done = train(config, str(root), ["base"])["stages"]["base"]
     (directory,) = root.glob("train-*/base")
-    steps = [checkpoint.step_of(c) for c in checkpoint.checkpoints(directory)]
+    steps = [int(c.name[5:]) for c in checkpoint.checkpoints(directory)]
     assert steps == [*range(6, done["steps"], 6), done["steps"]]
 
 
@@ -132,14 +139,17 @@ def test_one_bit_is_noticed(trained, tmp_path):
 
 
 @pytest.mark.parametrize("payload", [os.system, eval, subprocess.Popen, getattr, torch.load])
-def test_metadata_runs_nothing(payload, tmp_path):
+def test_a_checkpoint_runs_nothing(payload):
     class Evil:
         def __reduce__(self):
             return payload, ("1",)
 
-    (tmp_path / "x").write_bytes(pickle.dumps(Evil()))
-    with (tmp_path / "x").open("rb") as file, pytest.raises(pickle.UnpicklingError, match="nothing that checkpoint"):
-        Unpickler(file).load()
+    with pytest.raises(pickle.UnpicklingError, match="nothing that checkpoint"):
+        Unpickler(io.BytesIO(pickle.dumps(Evil()))).load()
+    torch.save(Evil(), number := io.BytesIO())
+    number.seek(0)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        Planner().load_bytes(None, number)
 
 
 def sigterm_when(condition, process=None):
@@ -251,12 +261,19 @@ def test_batches_grow_at_their_marks(root):
 
 
 def test_check_tells_what_would_be(call):
-    code, said = call("--stage", "base", "--check")
-    assert code == 0
-    for part in (
-        "M parameters",
-        "memory: about",
-        "batch: 10 sequences (480 tokens) from 0",
-        "learning rate: cosine to 0.0005",
-    ):
-        assert part in said.out
+    """Nothing is trained; marks count from the run's beginning, so that of the first stage's end is in the second."""
+    tokens = 6000  # of stage base, or a little more
+    train = CONFIG.model_dump(mode="json") | {"batch_marks": {tokens + 1000: 960}}
+    said = {stage: call("--stage", stage, "--check", train=train)[1].out for stage in STAGES}
+    for stage, parts in {
+        "base": [
+            "batch: 10 sequences (480 tokens) from 0",
+            "learning rate: cosine to 0.0005 at 6,0",
+            "; about 13 steps",
+        ],
+        "longer": ["batch: 5 sequences (480 tokens) from 0", "batch: 10 sequences (960 tokens) from 9", "steps"],
+    }.items():
+        for part in (*parts, "M parameters", "memory: about", f"/{stage}"):
+            assert part in said[stage], part
+    code, said = call("--stage", "base", "--check", train=train | {"parallel": {"dp_replicate": 4}})
+    assert code == 1 and "dp_replicate 4 x dp_shard 0 x cp 1 is 0, but there are 1 processes" in said.err
