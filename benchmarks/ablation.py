@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import json
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import ablation_data, ablation_results, dedup_corpus
+from benchmarks import ablation_data, ablation_results, common
 from dataprep.storage import UserError, read_json, write_json
 from jobs import train
 from jobs.config import Config
@@ -40,7 +41,7 @@ TIMES, RATES = (0.0, 0.05, 0.6, 1.0), (0.0, 1.0, 1.0, 0.1)  # parts of the token
 
 def configuration(a: argparse.Namespace, root: Path, arm: str = "raw", seed: int = 0) -> Config:
     """One arm's pipeline. What comes before the plan is the same in all."""
-    files = dedup_corpus.sources(a.corpus)
+    files = common.sources(a.corpus)
     chosen = a.sources or list(files)[: 3 if a.quick else None]
     if unknown := sorted(set(chosen) - set(files)):
         raise UserError(f"--sources: {a.corpus} has no {', '.join(unknown)}; it has {', '.join(sorted(files))}")
@@ -111,11 +112,11 @@ def schedule(peak: float, start: float, end: float) -> list[dict[str, Any]]:
 
 def train_and_evaluate(config: TrainConfig, root: str, stages: list[str], longest: int) -> None:
     """In a process of its own: train, or go on; evaluate at the longest context too, whatever it was trained at."""
-    from trainer.loop import EVALUATION, train
+    from trainer.loop import train
 
     with open(Path(root) / "train.log", "a", buffering=1) as log, contextlib.redirect_stdout(log):
         last = Path(train(config, root, stages)["directory"]) / stages[-1]
-        found = read_json(str(last / EVALUATION))
+        found = read_json(str(last / "evaluation.json"))
         if found["context"] != longest:
             found = evaluate_at(longest, config, root, last)
         write_json(str(last / f"at-{longest}.json"), found)
@@ -124,17 +125,16 @@ def train_and_evaluate(config: TrainConfig, root: str, stages: list[str], longes
 def evaluate_at(context: int, config: TrainConfig, root: str, directory: Path) -> dict[str, Any]:
     """As the trainer evaluates after a stage, but at another context than it was trained at."""
     from trainer.evaluate import evaluate
-    from trainer.loop import HELD_OUT, open_log, start
-    from trainer.parallel import build_model, build_optimizer, world
+    from trainer.loop import begin
+    from trainer.parallel import world
+    from trainer.stages import HELD_OUT, open_log
     from trainer.vocabulary import load
 
     with world(config) as ranks:
-        log = open_log(root, directory.name)
-        info = dataclasses.replace(log.stage, context=context)
-        model = build_model(config, info.vocab_size, info.rope_base, ranks)
-        start(info.stage, directory, None, log, model, build_optimizer(config, model), ranks)
+        trained = begin(config, root, directory.name, directory, None, ranks)
+        info = dataclasses.replace(trained.log.stage, context=context)
         vocabulary = load(root, info.tokenizer, info.vocab_size)
-        return evaluate(model, open_log(root, HELD_OUT), info, vocabulary, config, ranks)
+        return evaluate(trained.model, open_log(config, root, HELD_OUT), info, vocabulary, config, ranks)
 
 
 def evaluations(config: Config) -> dict[str, Any] | None:
@@ -178,7 +178,7 @@ def key_and_number(text: str) -> tuple[str, int]:
 
 
 def main() -> None:
-    parser = dedup_corpus.parser(__doc__)
+    parser = common.parser(__doc__)
     parser.add_argument("--sources", nargs="+", metavar="NAME", help="of the directory's files; default: all")
     parser.add_argument("--root", default="runs/ablation", help="where everything lies, so that it can go on")
     parser.add_argument("--seeds", type=int, default=3, help="runs of every arm")
@@ -203,13 +203,14 @@ def main() -> None:
         a.model = {"hidden": 32, "heads": 1, "layers": 4, "softmax_every": 4, "ffn": 32} | a.model
     runs = len(ARMS) * a.seeds
     print(
-        f"{runs} runs of {a.tokens:,} tokens, {a.at_once} at once, {dedup_corpus.about('torch')}; "
+        f"{runs} runs of {a.tokens:,} tokens, {a.at_once} at once, {common.about('torch')}; "
         "the default size takes about an hour on two cores, "
         f"--quick less than a minute; progress is in {a.root}/*/train.log"
     )
     found = measure(a, Path(a.root).absolute())
     figures = ablation_results.show(found, a.docs)
-    dedup_corpus.save(a.json, figures)
+    if a.json:
+        Path(a.json).write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
