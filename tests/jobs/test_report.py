@@ -243,6 +243,12 @@ def test_a_page_without_the_verdicts(done, tmp_path):
     assert "flow" in sections and "dedup" not in sections
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "held_out": null, "sources": []}'])
+def test_an_evaluation_of_another_form_is_left_out(tmp_path, text):
+    (tmp_path / "evaluation.json").write_text(text)
+    assert report_training.evaluation(str(tmp_path / "evaluation.json")) == {}
+
+
 def test_outputs_of_another_version_are_named_and_left_out(done, tmp_path):
     shutil.copytree(done / "root", tmp_path / "root")
     (step,) = (tmp_path / "root").glob("quality-*/step.json")
