@@ -90,7 +90,7 @@ class Classifier:
             more = {name: about[name] for name in ("config", "metrics")}
         except FileNotFoundError:
             raise UserError(f"there is no classifier {path}; train one with jobs/classifier.py") from None
-        except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is no classifier of ours ({error}); train one with jobs/classifier.py") from None
         outputs = len(heads) + len(domains)
         shapes = {"embeddings": (rows, dimensions), "weights": (dimensions, outputs), "bias": (outputs,)}

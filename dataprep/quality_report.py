@@ -95,11 +95,16 @@ def sheet(examples: list[dict[str, Any]]) -> str:
         text = row["text"]
         more = f"\n[... {len(text) - SHOWN:,} characters more]" if len(text) > SHOWN else ""
         parts += [
-            f"<h3>doc {row['doc']}, {escape(str(row['id']))}</h3><p>{escape(facts)}</p>",
+            f"<h3>doc {row['doc']}, {_visible(str(row['id']))}</h3><p>{escape(facts)}</p>",
             f"<details><summary>signals</summary><p>{escape(signals)}</p></details>",
-            f"<pre>{escape(text[:SHOWN] + more)}</pre>",
+            f"<pre>{_visible(text[:SHOWN] + more)}</pre>",
         ]
     return "\n".join(parts) + "\n"
+
+
+def _visible(text: str) -> str:
+    """The text for HTML, with what could move or hide other text (controls, bidi) spelt out."""
+    return escape("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
 
 
 _HEAD = """<!doctype html><meta charset="utf-8"><title>Quality: examples</title>

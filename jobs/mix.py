@@ -279,11 +279,15 @@ def say_changes(engine: Engine, config: Config, path: str) -> None:
         if (commit := Commit.load(directory, "all") if directory else None) is None:
             raise UserError(f"--diff: there is no plan under {engine.root} yet; name a plan's JSON file")
         path = commit.path("plan")
-    if (old := storage.read_json(path)) is None:
-        raise UserError(f"--diff: there is no file {path}")
+    try:
+        old = json.loads(storage.read_bytes(path))
+        stages = [str(stage["name"]) for stage in old["stages"]]
+    except FileNotFoundError:
+        raise UserError(f"--diff: there is no file {path}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--diff: {path} is no plan; name a plan's JSON file, or none for the newest") from None
     plan = make_plan(add_inventories(c.aggregates for c in inventory(engine, config)[0]), config.mix)
     say(f"from {path}:")
-    stages = [s["name"] for s in old["stages"]] if isinstance(old, dict) and "stages" in old else []
     for line in plan_report.diff(old, plan, plan_report.under_way(engine.root, stages)):
         say(line)
 

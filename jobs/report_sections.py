@@ -74,7 +74,7 @@ def flow(sources: dict[str, Counts], plan: Plan | None) -> Section | None:
         if cells:
             held_out = sum(documents for (_, c), (documents, _) in cells.items() if c == "held out")
             drawable = sum(documents for documents, _ in cells.values()) - held_out
-            left = count["kept"] - drawable - held_out
+            left = count["kept"] - drawable - held_out if "kept" in count else None
         if plan:
             planned = sum(c.planned for stage in plan.stages for c in stage.cells if name in ("", c.source))
         lost = [count["quarantined"], count.get("exact"), count.get("near"), left]
@@ -92,7 +92,8 @@ def flow(sources: dict[str, Counts], plan: Plan | None) -> Section | None:
 
 
 def deduplication(sources: dict[str, Counts], clusters: dict[str, Any]) -> Section | None:
-    if not sources or "kept" not in sources[""]["documents"]:
+    sources = {name: s for name, s in sources.items() if "kept" in s["documents"]}
+    if not sources:
         return None
     rows = []
     for name, s in sources.items():

@@ -16,6 +16,8 @@ from jobs.report_data import Outputs
 
 POINTS = 600  # of a stage's curve, at most
 EVENTS = 20  # the last of them are listed
+EVALUATION: dict[str, type] = {"held_out": dict, "sources": dict, "classes": dict}
+EVALUATION |= {"cells": list, "positions": list, "needle": list, "recall": list}
 
 
 def stages(outputs: Outputs) -> list[dict[str, Any]]:
@@ -84,4 +86,6 @@ def evaluation(path: str) -> dict[str, Any]:
         found = json.loads(storage.read_bytes(path), parse_constant=lambda _: None)  # a loss that is not a number
     except (FileNotFoundError, ValueError):  # not there, or being written
         return {}
-    return found if isinstance(found, dict) and found.get("schema") == 1 else {}
+    if not isinstance(found, dict) or found.get("schema") != 1:
+        return {}
+    return found if all(isinstance(found.get(key), kind) for key, kind in EVALUATION.items()) else {}

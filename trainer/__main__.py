@@ -65,7 +65,7 @@ def load(path: str, root: str | None) -> tuple[TrainConfig, str, dict[str, Any]]
         values = yaml.safe_load(read_bytes(path))
         root = local_root(root or values["root"])
         contexts = {stage["name"]: stage.get("context") for stage in values.get("mix", {}).get("stages", [])}
-        return TrainConfig(**values.get("train", {})), root, contexts
+        return TrainConfig(**values["train"]), root, contexts
     except OSError as error:
         raise UserError(f"cannot read the configuration {path}: {error.strerror or error}") from None
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
@@ -87,6 +87,8 @@ def stages_up_to(stage: str, config: TrainConfig, root: str, contexts: dict[str,
         names = [info.stage for info in infos if info.plan == plan and info.stage != HELD_OUT]
     if stage not in names:
         raise UserError(f"the configuration has no stage {stage}; it has {', '.join(names)}")
+    if unknown := sorted(set(config.stages) - set(names)):
+        raise UserError(f"train.stages names {', '.join(unknown)}; the configuration has {', '.join(names)}")
     stages = names[: names.index(stage) + 1]
     for name in stages:
         there, asked = open_log(config, root, name).stage.context, contexts.get(name)

@@ -80,7 +80,7 @@ class Phase(Section):
 
     share: float | None = Field(None, gt=0, le=1, description="share of the stage's planned tokens")
     tokens: int | None = Field(None, gt=0, description="tokens that the phase lasts")
-    lr: float = Field(ge=0, description="learning rate at the end of the phase")
+    lr: float = Field(ge=0, allow_inf_nan=False, description="learning rate at the end of the phase")
     shape: Literal["linear", "cosine", "exponential", "constant"] = Field(
         "linear", description="the way there; constant: the rate is lr from the phase's first token on"
     )

@@ -50,7 +50,7 @@ def finished(directory: Path) -> dict[str, Any] | None:
     """What a stage's done.json says; None where the stage must be trained (again): there is none, it is damaged, or
     its checkpoint is gone."""
     try:
-        done = read_json(str(directory / DONE), checkpoint=str)
+        done = read_json(str(directory / DONE), checkpoint=str, steps=int, tokens=int, stage_steps=int)
     except UserError:
         return None
     return done if done and (directory / done["checkpoint"] / "checkpoint.json").is_file() else None

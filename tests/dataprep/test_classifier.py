@@ -182,6 +182,7 @@ def broken(model: Classifier, path, change) -> str:
         (lambda about: about.update(version=99), "has version 99, this program reads 1"),
         (lambda about: about.update(heads=["quality"]), r"weights is float32\[16, 4\], not finite float32\[16, 3\]"),
         (lambda about: about.pop("heads"), "is no classifier of ours"),
+        (lambda about: about["config"].update(buckets=float("inf")), "is no classifier of ours"),
         (lambda about: about["config"].update(buckets=64), r"embeddings is float32\[16384, 16\]"),
     ],
 )

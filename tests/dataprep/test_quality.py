@@ -228,11 +228,12 @@ def test_examples_are_those_of_smallest_rank_in_any_order() -> None:
 
 
 def test_the_sheet_escapes_what_documents_say() -> None:
-    hostile = "<script>alert(1)</script> & </pre>"
+    hostile = "<script>alert(1)</script> & </pre>\u202e\x1b"
     measured, table = both_tables(documents([hostile], ["web"]), QualityConfig())
     page = sheet([{"source": "web", "id": hostile, "text": hostile} | measured.to_pylist()[0] | table.to_pylist()[0]])
     assert "<script" not in page and page.count("</pre>") == 1 and page.count("&lt;script&gt;") == 2
     assert "gopher-quality.words" in page and "compression" in page
+    assert "\u202e" not in page and page.count("\\u202e\\x1b") == 2
 
 
 class Lengths:

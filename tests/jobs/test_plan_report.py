@@ -128,7 +128,7 @@ def run(path: str, *flags: str) -> str:
     return capture.get()
 
 
-def test_the_job_plans_explains_and_compares_without_packing(tmp_path):
+def test_the_job_plans_explains_and_compares_without_packing(tmp_path, capfd):
     small.write_corpus(tmp_path / "in")
     path = small.write_config(tmp_path)
     stages = small.config(tmp_path)["mix"]["stages"]
@@ -141,6 +141,10 @@ def test_the_job_plans_explains_and_compares_without_packing(tmp_path):
     assert "nothing changes" in run(path, "--diff")
     assert "mix.stages.1.tokens: 10000 -> 5000" in run(other, "--diff")
     assert {str(f) for f in root.rglob("*")} == before
+    for text in ("", "[]", '{"stages": [1]}'):
+        (tmp_path / "odd.json").write_text(text)
+        assert main(mix, [path, "--diff", str(tmp_path / "odd.json")]) == 1
+        assert "odd.json is no plan" in " ".join(capfd.readouterr().err.split())
     plan = next(root.glob("plan-*/*.plan.*.json"))
     run(other, "--plan-only")
     assert "tokens: 10000 -> 5000" in run(other, "--diff", str(plan))

@@ -234,6 +234,21 @@ def test_a_page_of_a_corpus_alone(tmp_path, capfd):
     assert f"file://{tmp_path}/out/page.html" in capfd.readouterr().err.replace("\n", "")
 
 
+def test_a_page_without_the_verdicts(done, tmp_path):
+    """Any directory may be removed; the page shows what is there, and its arithmetic is left blank."""
+    root = shutil.copytree(done / "root", tmp_path / "root")
+    shutil.rmtree(root / json.loads((root / "latest" / "dedup.json").read_text())["directory"])
+    page = report_page.render(load(str(done / "config.yaml"), ["--root", str(root)]), "CONFIG.yaml")
+    sections = {tag.get("id") for name, tag in Elements(page).tags if name == "section"}
+    assert "flow" in sections and "dedup" not in sections
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "held_out": null, "sources": []}'])
+def test_an_evaluation_of_another_form_is_left_out(tmp_path, text):
+    (tmp_path / "evaluation.json").write_text(text)
+    assert report_training.evaluation(str(tmp_path / "evaluation.json")) == {}
+
+
 def test_outputs_of_another_version_are_named_and_left_out(done, tmp_path):
     shutil.copytree(done / "root", tmp_path / "root")
     (step,) = (tmp_path / "root").glob("quality-*/step.json")

@@ -37,6 +37,7 @@ def test_fields_override_the_preset():
         ({"schedule": [{"share": 0.5, "tokens": 3, "lr": 1}]}, "share .0.5. or tokens .3., not both; drop one"),
         ({"schedule": [{"lr": 1}, {"lr": 2}]}, "2 phases without share or tokens"),
         ({"schedule": []}, "no phases without"),
+        ({"schedule": [{"lr": float("inf")}]}, "finite number"),
         ({"batch_marks": {0: 8}}, "should be greater than 0"),
         ({"keep_every": 150}, "keep_every .150. must be a multiple of checkpoint_steps"),
         ({"stages": {"a": [{"share": 1, "lr": 1, "shape": "exponential"}]}}, "cannot start or end at a learning rate"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from pathlib import Path
@@ -83,13 +84,16 @@ def test_what_is_beyond_the_damage_makes_no_room(copy):
     assert [c.name for c in checkpoint.checkpoints(directory / "longer")] == [done["checkpoint"]]
 
 
-@pytest.mark.parametrize("lost", ["checkpoint", "done.json"])
+@pytest.mark.parametrize("lost", ["checkpoint", "done.json", "its steps"])
 def test_a_stage_without_its_end_is_not_done(trained, copy, call, lost):
     root, directory = copy
     stage = directory / "base"
     if lost == "checkpoint":
         for path in checkpoint.checkpoints(stage):
             shutil.rmtree(path)
+    elif lost == "its steps":
+        checkpoints = [path.name for path in checkpoint.checkpoints(stage)]
+        (stage / loop.DONE).write_text(json.dumps({"checkpoint": checkpoints[-1]}))
     else:
         truncate(stage / loop.DONE)
     assert loop.finished(stage) is None

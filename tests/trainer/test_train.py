@@ -1,5 +1,6 @@
 """Training as a whole: against a plain loop, interrupted and resumed, on two processes, stage after stage."""
 
+import json
 import shutil
 import threading
 import time
@@ -16,7 +17,7 @@ from mixer.shards import beat
 from tests.trainer.ranks import run
 from tests.trainer.shards import VOCABULARY, write_stage
 from tests.trainer.training import CONFIG, MODEL, STAGES, records, repack, weights, whole, without_speed
-from trainer import checkpoint, loop
+from trainer import __main__, checkpoint, loop
 from trainer.attention import Layout
 from trainer.config import ParallelConfig
 from trainer.loop import train
@@ -221,6 +222,17 @@ def test_command_line(root, call):
     assert call("--stage", "base")[0] == 0
     code, said = call("--stage", "longer")
     assert code == 0 and len(records(root, "longer")) > 3
+
+
+def test_misspelt_names_are_not_passed_over(root, call, tmp_path, monkeypatch, capsys):
+    code, said = call("--stage", "base", train={"stages": {"bsae": [{"lr": 1e-3}]}})
+    assert code == 1 and said.err == "error: train.stages names bsae; the configuration has base, longer\n"
+    path = tmp_path / "misspelt.yaml"
+    path.write_text(json.dumps({"root": str(root), "mix": {"stages": [{"name": "base"}]}, "trian": {}}))
+    monkeypatch.setattr("sys.argv", ["trainer", str(path), "--stage", "base"])
+    with pytest.raises(SystemExit):
+        __main__.main()
+    assert "must be YAML with `root` and the sections `mix` and `train`" in capsys.readouterr().err
 
 
 def test_an_older_configurations_shards_are_not_in_the_way(root, call):
