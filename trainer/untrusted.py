@@ -1,5 +1,6 @@
 """Reading DCP checkpoints without running what is in them: an allow-list for `.metadata`, else `weights_only`."""
 
+import enum
 import io
 import pickle
 from typing import Any
@@ -25,7 +26,15 @@ class Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" in ALLOWED or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
+        if (module, name) == ("builtins", "getattr"):  # so 3.11.2 and its like pickle the member of an Enum
+            return member
         raise pickle.UnpicklingError(f"{module}.{name} is nothing that checkpoint metadata may hold")
+
+
+def member(kind: Any, name: str) -> enum.Enum:
+    if isinstance(kind, enum.EnumType):
+        return kind[name]
+    raise pickle.UnpicklingError(f"{name} of {kind} is nothing that checkpoint metadata may hold")
 
 
 class Reader(dcp.FileSystemReader):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from dataprep.storage import UserError
 from mixer.reader import ShardLog
@@ -138,18 +139,31 @@ def test_one_bit_is_noticed(trained, tmp_path):
     weights(trained[0], "base")
 
 
-@pytest.mark.parametrize("payload", [os.system, eval, subprocess.Popen, getattr, torch.load])
-def test_a_checkpoint_runs_nothing(payload):
-    class Evil:
-        def __reduce__(self):
-            return payload, ("1",)
+class Pickled:
+    """Is pickled as a call."""
 
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+@pytest.mark.parametrize(
+    "call", [(os.system, "1"), (eval, "1"), (subprocess.Popen, "1"), (getattr, torch.Size, "count"), (torch.load, "1")]
+)
+def test_a_checkpoint_runs_nothing(call):
     with pytest.raises(pickle.UnpicklingError, match="nothing that checkpoint"):
-        Unpickler(io.BytesIO(pickle.dumps(Evil()))).load()
-    torch.save(Evil(), number := io.BytesIO())
+        Unpickler(io.BytesIO(pickle.dumps(Pickled(*call)))).load()
+    torch.save(Pickled(*call), number := io.BytesIO())
     number.seek(0)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         Planner().load_bytes(None, number)
+
+
+def test_metadata_of_a_python_that_writes_enums_by_name():
+    call = getattr, _MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT"
+    assert Unpickler(io.BytesIO(pickle.dumps(Pickled(*call)))).load() is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
 
 
 def sigterm_when(condition, process=None):
