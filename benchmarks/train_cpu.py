@@ -29,6 +29,7 @@ MODEL = ModelConfig(hidden=256, layers=8, heads=4, kv_heads=2, head_dim=64, rota
 VOCABULARY = 8192
 LENGTHS = {"512": 512, "2k": 2048, "8k": 8192}
 BATCH = 8  # documents in one of their padded batches
+PASS = 8192  # tokens of one of our passes: about as many as in one of theirs
 
 
 def their_step(model: MiniMaxForCausalLM, optimizer: torch.optim.Optimizer, batches: list[torch.Tensor]) -> None:
@@ -86,7 +87,7 @@ def pair(directory: Path, model: Decoder, config: TrainConfig, ranks: object) ->
     return MiniMaxForCausalLM.from_pretrained(directory / "hf").train()
 
 
-def compare(root: str | None, stage: str, quick: bool) -> dict[str, float]:
+def compare(root: str | None, stage: str, quick: bool, lengths: bool) -> dict[str, float]:
     torch.set_num_threads(2)
     config = TrainConfig(model=MODEL)
     repeats = 1 if quick else 5
@@ -97,13 +98,14 @@ def compare(root: str | None, stage: str, quick: bool) -> dict[str, float]:
         millions = sum(p.numel() for p in ours.parameters()) / 1e6
         print(f"{millions:.1f} M parameters, 2 threads; {about('torch', 'transformers')}")
         adam = build_optimizer(config, ours), torch.optim.AdamW(theirs.parameters(), lr=0.0, fused=True)
-        for name, length in LENGTHS.items():
+        for name, length in LENGTHS.items() if lengths else ():
             batch = one_document(length)
             rows = [torch.from_numpy(batch.tokens)]
             steps = {"ours": partial(our_step, ours, adam[0], [batch])}
             steps["theirs"] = partial(their_step, theirs, adam[1], rows)
             figures |= row(name, length, medians(steps, repeats))
-        figures["tokens_s"] = figures["tokens_s_2k"]
+        if lengths:
+            figures["tokens_s"] = figures["tokens_s_2k"]
         if root:
             figures |= packed(root, stage, ours, theirs, adam, 2 if quick else 16, 1 if quick else 3)
     return figures
@@ -119,7 +121,9 @@ def row(name: str, tokens: int, seconds: dict[str, float]) -> dict[str, float]:
 def packed(root: str, stage: str, ours, theirs, adam, sequences: int, repeats: int) -> dict[str, float]:
     """Real tokens per second on the first sequences of a packed stage: our rows, their documents padded."""
     log = open_log(TrainConfig(), root, stage)
-    batch = log.read(0, min(sequences, log.wait(sequences)))
+    sequences = min(sequences, log.wait(sequences))
+    batch, rows = log.read(0, sequences), max(1, PASS // log.stage.context)
+    ours_rows = [log.read(a, min(a + rows, sequences)) for a in range(0, sequences, rows)]
     if log.stage.vocab_size > VOCABULARY:
         raise UserError(f"{root} has a vocabulary of {log.stage.vocab_size}; the benchmark's model has {VOCABULARY}")
     documents = [
@@ -129,7 +133,7 @@ def packed(root: str, stage: str, ours, theirs, adam, sequences: int, repeats: i
     print(
         f"{stage}: {len(batch.tokens)} sequences of {log.stage.context}, {len(documents)} documents, {tokens:,} tokens"
     )
-    steps = {"ours": partial(our_step, ours, adam[0], [batch])}
+    steps = {"ours": partial(our_step, ours, adam[0], ours_rows)}
     for name, by_length in (("theirs", False), ("theirs_grouped", True)):
         steps[name] = partial(their_step, theirs, adam[1], padded(documents, by_length))
     seconds = medians(steps, repeats)
@@ -162,10 +166,14 @@ def main() -> None:
     parser = common.parser(__doc__, reads_corpus=False)
     parser.add_argument("--root", help="a root with packed shards of the demo, for the packed comparison")
     parser.add_argument("--stage", default="context-2k", help="the stage to take them from")
+    parser.add_argument("--packed", action="store_true", help="only the packed comparison")
     parser.add_argument("--long", action="store_true", help="only the step on a row of 1M tokens")
     arguments = parser.parse_args()
-    print(f"takes about {2 if arguments.long else 1 if arguments.quick else 6} minutes")
-    figures = long_row() if arguments.long else compare(arguments.root, arguments.stage, arguments.quick)
+    print(f"takes about {2 if arguments.long else 1 if arguments.quick else 10} minutes")
+    if arguments.long:
+        figures = long_row()
+    else:
+        figures = compare(arguments.root, arguments.stage, arguments.quick, lengths=not arguments.packed)
     common.report(arguments.json, figures)
 
 
