@@ -151,7 +151,7 @@ def matrices(name: str, full: Tensor, config: ModelConfig) -> Iterator[tuple[str
     """
     small = (8 * config.layers) ** -0.25
     if ".gate_up_proj" in name:
-        yield from ((f"{name}.{part}", half, small) for part, half in zip(("gate", "up"), full.chunk(2), strict=True))
+        yield from ((f"{name}.{part}", half, small) for part, half in zip(("gate", "up"), full, strict=True))
     elif name.endswith("qkv_proj.weight"):
         parts = full.view(config.heads, 3, config.head_dim, -1).unbind(1)
         yield from ((f"{name}.{part}", m, g) for part, m, g in zip("qkv", parts, (1.0, 1.0, small), strict=True))

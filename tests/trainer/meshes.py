@@ -126,6 +126,7 @@ CASES = {
         "dp2, one pass": {"micro_tokens": 4 * CONTEXT}, "cp2 float32": {"cp": 2, "ep": 2, "dtype": "float32"},
         "dp2 compiled": {"compile": True}, "ep2 compiled": {"ep": 2, "compile": True},
         "cp2 ring": {"cp": 2, "cp_attention": "ring", "checkpointing": "selective"},
+        "etp2": {"etp": 2}, "cp2 etp2": {"cp": 2, "etp": 2, "checkpointing": "full"},
     },
     4: {
         "dp2 replicate2": {"dp_replicate": 2}, "ep4": {"ep": 4, "micro_tokens": CONTEXT}, "cp4": {"cp": 4},
@@ -133,6 +134,8 @@ CASES = {
         "dp2 ep2": {"ep": 2, "micro_tokens": CONTEXT}, "cp2 ep2": {"cp": 2, "ep": 2},
         "replicate2 ep2": {"dp_replicate": 2, "ep": 2}, "cp4 ring": {"cp": 4, "cp_attention": "ring"},
         "dp2 cp2 ring": {"cp": 2, "cp_attention": "ring"},
+        "etp4": {"etp": 4, "micro_tokens": CONTEXT}, "ep2 etp2": {"ep": 2, "etp": 2}, "dp2 etp2": {"etp": 2},
+        "replicate2 etp2": {"dp_replicate": 2, "etp": 2}, "cp2 ep2 etp2": {"cp": 2, "ep": 2, "etp": 2},
     },
 }  # fmt: skip
 

@@ -96,7 +96,9 @@ def test_the_global_router_drops_no_more_than_each_rank_alone(together, size):
     [
         ({"cp": 2}, r"dp_replicate 1 x dp_shard 0 x cp 2 is 0, but there are 1 processes"),
         ({"dp_shard": 4}, r"dp_shard 4 x cp 1 is 4, but there are 1 processes"),
-        ({"ep": 2}, r"train.parallel.ep is 2; it must divide dp_shard x cp .1. and train.model.experts .4."),
+        ({"ep": 3}, r"train.parallel: ep is 3; it must divide train.model.experts, which is 4"),
+        ({"etp": 5}, r"train.parallel: etp is 5; it must divide train.model.ffn, which is 24"),
+        ({"ep": 2, "etp": 2}, r"train.parallel: ep x etp is 4; it must divide dp_shard x cp, which is 1"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
