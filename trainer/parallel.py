@@ -191,8 +191,9 @@ def shard(model: Decoder, config: TrainConfig, world: World) -> None:
                 split = distribute_tensor(p.detach(), holders, [Shard(0), Shard(2)], src_data_rank=None)
                 moe.experts.register_parameter(name, nn.Parameter(split))
             edp = world.expert["dp_replicate", "edp"] if copies else world.expert["edp"]
-            by_D = {4: Shard(3), 3: Shard(1)}
-            fully_shard(moe.experts, mesh=edp, mp_policy=policy, shard_placement_fn=lambda p: by_D[p.ndim])
+            fully_shard(
+                moe.experts, mesh=edp, mp_policy=policy, shard_placement_fn=lambda p: Shard(3 if p.ndim == 4 else 1)
+            )
         if gate != policy:
             fully_shard(moe.gate, mesh=dense, mp_policy=gate)  # its weights stay float32
         fully_shard(layer, mesh=dense, mp_policy=policy)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import SAC_IGNORED_OPS, checkpoint, create_selective_checkpoint_contexts
 
 from kernels.lightning_chunks import Decay
 from trainer.attention import Layout
@@ -30,12 +30,15 @@ COSTLY = (
     "_c10d_functional::all_to_all_single",
     "_c10d_functional::all_gather_into_tensor",
 )
+UNCOUNTED = "profiler::_record_function_enter_new", "profiler::_record_function_exit"
 
 
 def prepare(model: Decoder, config: TrainConfig) -> None:
     """Give every layer the checkpointing and compilation of the configuration; before FSDP wraps it."""
     if config.compile:
         torch._dynamo.config.recompile_limit = GRAPHS
+    # Inside a layer FSDP marks its steps for the profiler, the second time more of them; torch would refuse.
+    SAC_IGNORED_OPS.update(operators(UNCOUNTED))
     mesh = config.parallel
     local = mesh.cp == mesh.ep == mesh.etp == 1  # a layer exchanges nothing with other ranks
     for number, layer in enumerate(model.layers):

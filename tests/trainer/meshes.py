@@ -16,12 +16,12 @@ from mixer.reader import Batch
 from mixer.shards import SEGMENT
 from tests.trainer.ranks import join
 from tests.trainer.training import whole
-from trainer import recompute
+from trainer import checkpoint, recompute
 from trainer.collectives import clip_gradients
 from trainer.config import ModelConfig, ParallelConfig, TrainConfig
 from trainer.data import micro_batches
 from trainer.moe import balance_loss
-from trainer.parallel import build_model, world
+from trainer.parallel import build_model, build_optimizer, world
 
 CONTEXT, VOCABULARY = 48, 50
 # A row's documents; the rest is padding. Cut in two or four: documents that span three ranks, start on a border and
@@ -120,6 +120,27 @@ def first_layer_drops(config: TrainConfig, shared: bool) -> list[int]:
         return ranks.sum(dropped).tolist()
 
 
+def saved(config: TrainConfig, directory: Path, write: bool = False) -> dict[str, Tensor]:
+    """Weights and moments, whole: as they are written after an update, or as this mesh reads them."""
+    with world(config) as ranks:
+        model = build_model(config, VOCABULARY, 1e4, ranks)
+        optimizer = build_optimizer(config, model)
+        if write:
+            for p in model.parameters():
+                p.grad = p.detach().clone()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            optimizer.step()
+            saver = checkpoint.Saver(ranks, keep=1)
+            saver.save(directory, model, optimizer, checkpoint.Progress("base"), {})
+            saver.wait()
+        else:
+            checkpoint.load(directory / "step-00000000", model, optimizer)
+        held = {name: {"weight": p, **optimizer.state[p]} for name, p in model.named_parameters()}
+        return {f"{n} {key}": whole(x).detach().clone() for n, parts in held.items() for key, x in parts.items()}
+
+
+RESHARDED = {2: [{"etp": 2}, {}], 4: [{"ep": 2, "etp": 2}, {"etp": 4}, {"dp_replicate": 2, "etp": 2}, {"ep": 4}]}
 CASES = {
     2: {
         "dp2": {}, "replicate2": {"dp_replicate": 2}, "ep2": {"ep": 2}, "cp2": {"cp": 2}, "cp2 ep2": {"cp": 2, "ep": 2},
@@ -134,8 +155,8 @@ CASES = {
         "dp2 ep2": {"ep": 2, "micro_tokens": CONTEXT}, "cp2 ep2": {"cp": 2, "ep": 2},
         "replicate2 ep2": {"dp_replicate": 2, "ep": 2}, "cp4 ring": {"cp": 4, "cp_attention": "ring"},
         "dp2 cp2 ring": {"cp": 2, "cp_attention": "ring"},
-        "etp4": {"etp": 4, "micro_tokens": CONTEXT}, "ep2 etp2": {"ep": 2, "etp": 2}, "dp2 etp2": {"etp": 2},
-        "replicate2 etp2": {"dp_replicate": 2, "etp": 2}, "cp2 ep2 etp2": {"cp": 2, "ep": 2, "etp": 2},
+        "etp4": {"etp": 4, "micro_tokens": CONTEXT}, "ep2 etp2": {"ep": 2, "etp": 2},
+        "dp2 etp2": {"etp": 2, "checkpointing": "selective"}, "replicate2 etp2": {"dp_replicate": 2, "etp": 2},
     },
 }  # fmt: skip
 
@@ -148,8 +169,11 @@ def main(out: Path) -> None:
             found[name, routing] = vars(step(config(routing, **values)))
     drops = {s: first_layer_drops(config("ep_group", ep=2), s) for s in (True, False)}
     drops["again"] = first_layer_drops(config("ep_group", ep=2), True)
+    drops["etp"] = first_layer_drops(config("ep_group", etp=2), True)
+    readers = enumerate(RESHARDED[dist.get_world_size()])
+    states = [saved(config("dropless", **mesh), out.with_suffix(""), write=i == 0) for i, mesh in readers]
     if dist.get_rank() == 0:
-        torch.save((found, drops), out)
+        torch.save((found, drops, states), out)
     dist.destroy_process_group()
 
 
