@@ -59,7 +59,7 @@ def tally(index: Tensor, size: int) -> Tensor:
 
 def spread(x_TD: Tensor, order_S: Tensor, inverse_S: Tensor) -> Tensor:
     """Every token's row, as often as it has experts, in the order of the experts. (S, D)."""
-    copies = len(order_S) // len(x_TD)
+    copies = len(order_S) // len(x_TD) if len(x_TD) else 1  # a rank may be sent no row
     if on_gpu(x_TD):
         from kernels import permute as kernel
 

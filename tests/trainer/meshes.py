@@ -53,14 +53,17 @@ class Log:
 
     stage = SimpleNamespace(context=CONTEXT, eos=0, dtype=np.uint16)
 
+    def __init__(self, rows: list[list[int]] = ROWS):
+        self.rows = rows
+
     def read_ahead(self, ranges: list[tuple[int, int]]) -> None:
         pass
 
     def read(self, a: int, b: int) -> Batch:
-        tokens = np.random.default_rng(0).integers(0, VOCABULARY, (len(ROWS), CONTEXT), np.uint16)
+        tokens = np.random.default_rng(0).integers(0, VOCABULARY, (len(self.rows), CONTEXT), np.uint16)
         segments = [
             (row, start, length, 0, 0, 0, 0, 0, 0)
-            for row, lengths in enumerate(ROWS[a:b])
+            for row, lengths in enumerate(self.rows[a:b])
             for start, length in zip(np.cumsum([0, *lengths]), lengths, strict=False)
         ]
         return Batch(tokens[a:b], np.array(segments, SEGMENT))
@@ -80,7 +83,7 @@ def config(
     return TrainConfig(model=model, parallel=mesh_config, threads=1, **how)
 
 
-def step(config: TrainConfig) -> Result:
+def step(config: TrainConfig, rows: list[list[int]] = ROWS) -> Result:
     """On every rank of the process group; all ranks return the whole."""
     recompute.BACKEND = "aot_eager"
     torch._dynamo.reset()
@@ -88,7 +91,7 @@ def step(config: TrainConfig) -> Result:
     with world(config) as ranks:
         model = build_model(config, VOCABULARY, 1e4, ranks)
         initial = {name: whole(p).detach().clone() for name, p in model.named_parameters()}
-        batches = list(micro_batches(Log(), 0, len(ROWS), config, ranks))
+        batches = list(micro_batches(Log(rows), 0, len(rows), config, ranks))
         counts = torch.tensor([[(b.target_T >= 0).sum(), b.real_T.sum()] for b in batches]).sum(0)
         targets, tokens = ranks.sum(counts).tolist()
         total = torch.zeros((), dtype=torch.float64)
@@ -167,6 +170,7 @@ def main(out: Path) -> None:
     for name, values in CASES[dist.get_world_size()].items():
         for routing in ROUTINGS:
             found[name, routing] = vars(step(config(routing, **values)))
+    found["two tokens", "dropless"] = vars(step(config("dropless", ep=dist.get_world_size()), [[2]]))
     drops = {s: first_layer_drops(config("ep_group", ep=2), s) for s in (True, False)}
     drops["again"] = first_layer_drops(config("ep_group", ep=2), True)
     drops["etp"] = first_layer_drops(config("ep_group", etp=2), True)

@@ -10,7 +10,7 @@ from tests.trainer import meshes
 from tests.trainer.meshes import CASES, CONTEXT, ROUTINGS, config, step
 from tests.trainer.ranks import spawn
 from trainer.data import micro_batches
-from trainer.parallel import build_model, world
+from trainer.parallel import build_model, fsdp_ranks, world
 
 
 @functools.cache
@@ -56,6 +56,16 @@ def test_a_mesh_computes_what_one_process_computes(together, size, case, routing
 def test_so_does_accumulation(routing):
     assert alone("capacity").load_LE.sum() < alone("dropless").load_LE.sum()
     close(alone(routing, 2 * CONTEXT), alone(routing), 1e-9)
+
+
+@pytest.mark.parametrize("size", CASES)
+def test_experts_without_a_token(together, size):
+    """Two tokens: of four ranks with one expert each, some are sent no row."""
+    found, expected = together(size)[0]["two tokens", "dropless"], step(config("dropless"), [[2]])
+    assert found.loss == pytest.approx(expected.loss, rel=1e-9)
+    assert torch.equal(found.load_LE, expected.load_LE) and (found.load_LE == 0).any()
+    for name, gradient in expected.gradients.items():
+        assert (found.gradients[name] - gradient).norm() <= 1e-9 * gradient.norm(), name
 
 
 @pytest.mark.parametrize("size", CASES)
@@ -117,3 +127,10 @@ def test_the_global_router_drops_no_more_than_each_rank_alone(together, size):
 def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
     with pytest.raises(UserError, match=message), world(config("dropless", **mesh)):
         pass
+
+
+def test_so_is_one_whose_rest_does_not_divide_the_hidden_size():
+    assert fsdp_ranks(config("dropless"), 6) == 6
+    said = r"dp_shard x cp / .ep x etp. is 3; it must divide train.model.hidden, which is 32"
+    with pytest.raises(UserError, match=said):
+        fsdp_ranks(config("dropless", etp=2), 6)
