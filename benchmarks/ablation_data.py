@@ -41,15 +41,14 @@ class Corpus:
     related: np.ndarray
 
 
-def load(config: Config, related_root: str, workers: int) -> Corpus:
+def load(config: Config, related_root: str) -> Corpus:
     """Run the jobs before the plan, once for all arms, and deduplication once more at RELATED in a root of its own."""
-    with Engine(config.root, workers) as engine:
+    with Engine(config.root, config.workers) as engine:
         built = [build(engine, config) for build in (corpus.partitions, dedup.build, quality.build, tokens.build)]
         results = engine.results
     loose = config.dedup.model_copy(update={"threshold": RELATED, "bands": None, "rows": None})
-    loose_config = config.model_copy(update={"root": related_root, "dedup": loose})
-    with Engine(related_root, workers) as engine:
-        built.append(dedup.build(engine, loose_config))
+    with Engine(related_root, config.workers) as engine:
+        built.append(dedup.build(engine, config.model_copy(update={"root": related_root, "dedup": loose})))
     parts = []
     for partition, verdict, score, encoded, loose_verdict in zip(*built, strict=True):
         table = read_table(verdict.path("dedup"), ["doc", "keep", "cluster"])

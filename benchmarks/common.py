@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
 
 from dataprep.config import SourceConfig
 from dataprep.readers import Record, read_records
@@ -50,13 +48,9 @@ def about(*packages: str) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their columns, the first to the left, numbers as strings of the caller's own digits."""
-    shown = Table(title=title, title_justify="left")
-    for number, name in enumerate(columns):
-        shown.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*map(str, row))
-    Console(width=140, highlight=False).print(shown)
+    """Print a table in Markdown, as the documents have it: the first column to the left, numbers to the right."""
+    lines = [columns, ("---", *["--:"] * (len(columns) - 1)), *rows]
+    print(f"{title}\n", *(f"| {' | '.join(map(str, line))} |" for line in lines), sep="\n", end="\n\n")
 
 
 def report(path: str | None, figures: Mapping[str, float]) -> None:
