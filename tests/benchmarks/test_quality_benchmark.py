@@ -32,7 +32,7 @@ def test_figures_of_a_small_corpus(tmp_path, monkeypatch):
     quality.main()
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["language_accuracy"] == 1 and figures["signals_mb_s_core"] > 0 and figures["language_mb_s_core"] > 0
-    found = [(kind, code) for kind, code, _ in quality.labelled(quality.Text.read(str(tmp_path), 1), 10)]
+    found = [(kind, code) for kind, code, _ in quality.labelled(tmp_path, 10, 1)]
     assert sorted(found) == sorted(
         [("one language", "en")] * 3
         + [("multi_gnome_help", code) for code in ("en", "de", "ko")]
