@@ -61,12 +61,12 @@ def report(path: str | None, figures: Mapping[str, float]) -> None:
         Path(path).write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def sources(directory: str) -> dict[str, Path]:
-    """Name -> file, smallest first."""
+def sources(directory: str, most: int | None = None) -> dict[str, Path]:
+    """Name -> file of so many sources, smallest first."""
     files = sorted(Path(directory).glob("*.jsonl.zst"), key=lambda f: (f.stat().st_size, f.name))
     if not files:
         raise UserError(f"{directory} holds no .jsonl.zst files")
-    return {f.name.removesuffix(".jsonl.zst"): f for f in files}
+    return {f.name.removesuffix(".jsonl.zst"): f for f in files[:most]}
 
 
 def documents(path: Path, megabytes: float = float("inf")) -> Iterator[tuple[str, str]]:

@@ -161,9 +161,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--datatrove-mb", type=float, default=100, help="text that datatrove gets; 0: not at all")
     arguments = parser.parse_args()
-    files, workers = common.sources(arguments.corpus), arguments.workers
-    if arguments.quick:
-        files = dict(list(files.items())[:6])
+    files, workers = common.sources(arguments.corpus, 6 if arguments.quick else None), arguments.workers
     datatrove = arguments.datatrove_mb and common.installed("datatrove", "spacy")  # it splits words with spacy
     peers = [name for name in PEERS if common.installed(name)] + ["datatrove"] * bool(datatrove)
     print(f"{len(files)} sources, {common.about(*peers)}")
