@@ -84,8 +84,9 @@ def column(texts: Iterable[str]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts, pa.large_string())])
 
 
-def megabytes(text: pa.ChunkedArray) -> float:
-    offsets = array_buffers(text)[1]
+def megabytes(texts: pa.ChunkedArray | pa.Table) -> float:
+    """Of a column of texts, or of a table's."""
+    offsets = array_buffers(texts["text"] if isinstance(texts, pa.Table) else texts)[1]
     return float(offsets[-1] - offsets[0]) / 1e6
 
 
@@ -128,7 +129,7 @@ def medians(actions: Mapping[str, Callable[[], object]], runs: int) -> dict[str,
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
-def speeds(title: str, texts: Mapping[str, pa.ChunkedArray], action: Callable, runs: int = 2) -> tuple[float, float]:
+def speeds(title: str, texts: Mapping[str, Any], action: Callable, runs: int = 2) -> tuple[float, float]:
     """MB per CPU second of `action(text)`: of all sources together, and of the slowest. Prints each."""
     first = next(iter(texts.values()))
     action(first.slice(0, 1))  # compile, fill tables
