@@ -148,14 +148,14 @@ def evaluate_at(context: int, config: TrainConfig, root: str, directory: Path) -
 
 def measure(a: argparse.Namespace, root: Path) -> ablation_results.Found:
     """What every arm and seed was trained on, and its evaluations. What is there is not made again."""
-    documents = ablation_data.load(configuration(a, root / "shared"), str(root / "related"))
+    results, documents = ablation_data.load(configuration(a, root / "shared"), str(root / "related"))
     found: ablation_results.Found = {}
     running: dict[Future, tuple[str, int]] = {}
     began = time.monotonic()
     with ProcessPoolExecutor(a.at_once, get_context("spawn")) as pool:
         for seed, arm in itertools.product(range(a.seeds), ARMS):  # whole seeds first
             config = configuration(a, root / f"{arm}-{seed}", arm, seed)
-            found[arm, seed] = {"read": ablation_data.pack(documents, arm, config, a.tokens / a.passes)}
+            found[arm, seed] = {"read": ablation_data.pack(results, documents, arm, config, a.tokens / a.passes)}
             running[pool.submit(train_and_evaluate, config)] = arm, seed
         for future in as_completed(running):
             arm, seed = running[future]

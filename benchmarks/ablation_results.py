@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.common import table
+from benchmarks.common import figure, table
 from mixer.config import CLASSES
 
 Found = dict[tuple[str, int], dict[str, Any]]  # (arm, seed) -> `read`, and the evaluations `own` and `longest`
@@ -96,30 +96,22 @@ def print_table(title: str, rows: Values, text: Callable[[list[float], list[floa
 
 
 def draw(data: Values, length: Values, directory: Path) -> None:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    label = "bits per byte less than raw (right is better), mean and spread"
+    with figure(directory / "evidence-data.svg", 7, 0.45 * len(data) + 1, xlabel=label) as axes:
+        for number, arm in enumerate(DATA[1:]):
+            gains = [[a - b for a, b in zip(row[DATA[0]], row[arm], strict=True)] for row in data.values()]
+            places = [place + 0.22 * (number - 1) for place in range(len(gains))]
+            axes.errorbar([mean(g) for g in gains], places, xerr=[spread(g) for g in gains], fmt="o", ms=4, label=arm)
+            axes.plot(gains, places, ".", color=f"C{number}", ms=3, alpha=0.5)
+        axes.axvline(0, color="0.7", linewidth=0.8)
+        axes.set_yticks(range(len(data)), list(data))
+        axes.invert_yaxis()
 
-    mpl.rcParams |= {"svg.hashsalt": "", "svg.fonttype": "none", "font.size": 9}
-    figure = Figure(figsize=(7, 0.45 * len(data) + 1), layout="constrained")
-    axes = figure.add_subplot(xlabel="bits per byte less than raw (right is better), mean and spread")
-    for number, arm in enumerate(DATA[1:]):
-        gains = [[a - b for a, b in zip(row[DATA[0]], row[arm], strict=True)] for row in data.values()]
-        places = [place + 0.22 * (number - 1) for place in range(len(gains))]
-        axes.errorbar([mean(g) for g in gains], places, xerr=[spread(g) for g in gains], fmt="o", ms=4, label=arm)
-        axes.plot(gains, places, ".", color=f"C{number}", ms=3, alpha=0.5)
-    axes.axvline(0, color="0.7", linewidth=0.8)
-    axes.set_yticks(range(len(data)), list(data))
-    axes.invert_yaxis()
-    axes.legend()
-    figure.savefig(directory / "evidence-data.svg", metadata={"Date": None})
-
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel="position in the document (tokens)", ylabel="loss, nats per token")
-    positions = {int(row.split()[1].replace(",", "")) + 1: row for row in length if row.startswith("position")}
-    for arm, label in zip(LENGTH, ("short context only", "curriculum"), strict=True):
-        means, spreads = ([f(length[row][arm]) for row in positions.values()] for f in (mean, spread))
-        axes.plot(list(positions), means, ".-", label=label)
-        low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
-        axes.fill_between(list(positions), low, high, alpha=0.2)
-    axes.legend()
-    figure.savefig(directory / "evidence-length.svg", metadata={"Date": None})
+    labels = {"xscale": "log", "xlabel": "position in the document (tokens)", "ylabel": "loss, nats per token"}
+    with figure(directory / "evidence-length.svg", 7, 3.4, **labels) as axes:
+        positions = {int(row.split()[1].replace(",", "")) + 1: row for row in length if row.startswith("position")}
+        for arm, name in zip(LENGTH, ("short context only", "curriculum"), strict=True):
+            means, spreads = ([f(length[row][arm]) for row in positions.values()] for f in (mean, spread))
+            axes.plot(list(positions), means, ".-", label=name)
+            low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+            axes.fill_between(list(positions), low, high, alpha=0.2)

@@ -53,6 +53,20 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     print(f"{title}\n", *(f"| {' | '.join(map(str, line))} |" for line in lines), sep="\n", end="\n\n")
 
 
+@contextlib.contextmanager
+def figure(path: Path, width: float, height: float, **labels: str) -> Iterator[Any]:
+    """Axes to draw on, sizes in inches; then an SVG file, the same bytes for the same figure. Needs matplotlib."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams |= {"svg.hashsalt": "", "svg.fonttype": "none", "font.size": 9}
+    made = Figure(figsize=(width, height), layout="constrained")
+    axes = made.add_subplot(**labels)
+    yield axes
+    axes.legend()
+    made.savefig(path, metadata={"Date": None})
+
+
 def report(path: str | None, figures: Mapping[str, float]) -> None:
     """Print the figures, and write them where --json says."""
     for name, value in figures.items():

@@ -150,23 +150,17 @@ def curve(found: dict[str, Source], config: DedupConfig) -> dict[str, list[float
     }
 
 
-def draw(lines: dict[str, list[float]], path: str) -> None:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams |= {"svg.hashsalt": "", "svg.fonttype": "none", "font.size": 9}
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    axes = figure.add_subplot(xlabel="dedup.threshold (Jaccard similarity)", ylabel="share of true pairs resolved")
-    for (name, values), style in zip(lines.items(), ("C0-", "C0--", "C1-", "C1--"), strict=True):
-        axes.plot(THRESHOLDS, values, style, marker=".", label=name)
-    axes.axhline(0.97, color="0.7", linewidth=0.8)
-    axes.legend(loc="lower right")
-    figure.savefig(path, metadata={"Date": None})
+def draw(lines: dict[str, list[float]], path: Path) -> None:
+    labels = {"xlabel": "dedup.threshold (Jaccard similarity)", "ylabel": "share of true pairs resolved"}
+    with common.figure(path, 6, 3.4, **labels) as axes:
+        for (name, values), style in zip(lines.items(), ("C0-", "C0--", "C1-", "C1--"), strict=True):
+            axes.plot(THRESHOLDS, values, style, marker=".", label=name)
+        axes.axhline(0.97, color="0.7", linewidth=0.8)
 
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--figure", help="draw recall over thresholds there (SVG; needs matplotlib)")
+    parser.add_argument("--figure", type=Path, help="draw recall over thresholds there (SVG; needs matplotlib)")
     arguments = parser.parse_args()
     directory = Path(arguments.corpus) / "labels/exact_jaccard"
     files = {n: path for n, path in common.sources(arguments.corpus).items() if list(directory.glob(f"{n}.pairs*"))}

@@ -7,12 +7,12 @@ import sys
 from argparse import Namespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import ablation, ablation_data, ablation_results
-from benchmarks.ablation_data import Corpus
 from mixer.reader import SEGMENT, ShardLog
 from tests.corpora import write
 from trainer.schedule import learning_rate
@@ -77,12 +77,14 @@ def test_all_arms_have_the_same_learning_rate_at_every_token(folder):
 
 def test_the_split_is_the_same_for_all_arms_and_leaks_nothing(folder, tmp_path):
     a = sizes(corpus=str(folder))
-    documents = ablation_data.load(ablation.configuration(a, tmp_path / "shared"), str(tmp_path / "related"))
-    assert (~documents.kept).sum() >= 100 and len(np.unique(documents.related)) <= documents.kept.sum()
+    results, documents = ablation_data.load(ablation.configuration(a, tmp_path / "shared"), str(tmp_path / "related"))
+    doc, kept, clean, related = (documents[name].to_numpy() for name in ("doc", "kept", "clean", "related"))
+    assert (~kept).sum() >= 100 and len(np.unique(related)) <= kept.sum()
+    groups = dict(zip(doc.tolist(), related.tolist(), strict=True))
     read, held_out = {}, {}
     for arm in ablation.ARMS:
         config = ablation.configuration(a, tmp_path / arm, arm, seed=1)
-        read[arm] = ablation_data.pack(documents, arm, config, pool_tokens=60_000)
+        read[arm] = ablation_data.pack(results, documents, arm, config, pool_tokens=60_000)
         keep = ablation_data.may_be_drawn(documents, arm, config, pool_tokens=60_000)
         drawn = {True: [], False: []}
         for path in (tmp_path / arm).glob("pack-*"):
@@ -93,10 +95,8 @@ def test_the_split_is_the_same_for_all_arms_and_leaks_nothing(folder, tmp_path):
         held_out[arm] = held.tokens.tobytes()
         unseen = np.unique(held.segments["doc"])
         seen = np.unique(np.concatenate([batch.segments["doc"] for batch in drawn[False]]))
-        related = dict(zip(documents.doc.tolist(), documents.related.tolist(), strict=True))
-        assert not {related[d] for d in unseen.tolist()} & {related[d] for d in seen.tolist()}
-        assert set(seen.tolist()) <= set(documents.doc[keep].tolist())
-        assert set(unseen.tolist()) <= set(documents.doc[documents.clean].tolist())
+        assert not {groups[d] for d in unseen.tolist()} & {groups[d] for d in seen.tolist()}
+        assert set(seen.tolist()) <= set(doc[keep].tolist()) and set(unseen.tolist()) <= set(doc[clean].tolist())
     assert len(set(held_out.values())) == 1 and len(held_out["raw"]) > 0
     assert read["raw"]["duplicates"] > 0.02
     assert all(read[arm]["duplicates"] == 0 for arm in ablation.ARMS[1:])
@@ -104,11 +104,8 @@ def test_the_split_is_the_same_for_all_arms_and_leaks_nothing(folder, tmp_path):
 
 
 def test_what_is_read_counts_repeats_and_duplicates_by_tokens():
-    doc = np.array([1, 2, 3, 4], np.uint64)
-    documents = Corpus(
-        {}, [4], doc, np.array(["x"] * 4), np.array([10, 12, 20, 30]), np.array([True, False, True, True]),
-        np.array([1, 1, 3, 4], np.uint64), np.array([True, False, False, True]), doc,
-    )  # fmt: skip
+    columns = {"doc": [1, 2, 3, 4], "n_tokens": [10, 12, 20, 30], "cluster": [1, 1, 3, 4]}
+    documents = pa.table(columns | {"clean": [True, False, False, True]})
 
     class Log:
         def wait(self, wanted):
