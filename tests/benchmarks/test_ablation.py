@@ -15,19 +15,8 @@ from hypothesis import strategies as st
 from benchmarks import ablation, ablation_data, ablation_results
 from mixer.reader import SEGMENT, ShardLog
 from tests.corpora import write
+from tests.jobs import small
 from trainer.schedule import learning_rate
-
-SYLLABLES = [a + b for a in "bdfgklmnprstv" for b in "aeiou"]
-COMMON = ["the", "of", "and", "that", "have", "with", "to", "be"]
-
-
-def text(rng, sentences):
-    """So many words that repetition rules find nothing."""
-
-    def word():
-        return rng.choice(COMMON) if rng.random() < 0.3 else "".join(rng.choices(SYLLABLES, k=rng.randint(2, 3)))
-
-    return "\n".join(" ".join(word() for _ in range(rng.randint(8, 16))) + "." for _ in range(sentences))
 
 
 def sizes(**other):
@@ -44,7 +33,7 @@ def folder(tmp_path_factory):
     directory = tmp_path_factory.mktemp("corpora")
     for name in ("tales", "news"):
         rng = random.Random(name)
-        texts = [text(rng, rng.choice([6, 6, 15, 40, 100])) for _ in range(150)]
+        texts = [small.text(rng, rng.choice([6, 6, 15, 40, 100])) for _ in range(150)]
         texts += texts[::5] + [f"{t} Once more." for t in texts[::3]]
         write(directory, name, ({"text": t, "id": str(i)} for i, t in enumerate(texts)))
     return directory

@@ -1,7 +1,7 @@
 """Set intersections and greedy keepers against plain Python."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import edges
@@ -14,7 +14,6 @@ def flat(sets: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return values, np.cumsum([0, *map(len, sets)])
 
 
-@settings(deadline=None)  # the first call compiles
 @given(a=SETS, b=SETS, data=st.data())
 def test_intersections_of_distinct_values(a, b, data):
     pairs = data.draw(st.lists(st.tuples(st.integers(0, len(a) - 1), st.integers(0, len(b) - 1)), max_size=9))
@@ -24,7 +23,6 @@ def test_intersections_of_distinct_values(a, b, data):
     assert shared.tolist() == [len(set(a[i]) & set(b[j])) for i, j in pairs]
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(lambda e: e[0] > e[1]),
@@ -46,7 +44,6 @@ def test_keepers_are_those_of_the_plain_greedy(weights):
 
 
 @given(st.lists(st.integers(0, 40), max_size=60))
-@settings(deadline=None)
 def test_crowded_misses_no_repeated_key(keys):
     found = edges.crowded(np.array(keys, np.uint64))
     assert found.tolist() == [keys.count(key) > 1 for key in keys]  # small keys have slots of their own

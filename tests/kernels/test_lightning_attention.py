@@ -73,7 +73,7 @@ def small_segments():
         yield
 
 
-@settings(max_examples=6, deadline=None, phases=[Phase.generate])  # the interpreter is slow: no shrinking
+@settings(max_examples=6, phases=[Phase.generate])  # the interpreter is slow: no shrinking
 @given(
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4),
     heads=st.integers(1, 3),
