@@ -14,12 +14,11 @@ import pyarrow as pa
 
 from benchmarks import common
 from benchmarks.classifier_quality import classifier_section
-from benchmarks.common import column, cpu_seconds, installed
+from benchmarks.common import column, installed
 from dataprep import language
 from dataprep.signals import signals
 
 MB, QUICK_MB = 20.0, 1.0  # of each source
-PEER_MB = 2.0  # peers in Python get so much of the text
 PER_LANGUAGE = 60  # documents of a source and language whose language is checked
 # Other spellings of a language's code.
 ISO = {
@@ -33,51 +32,17 @@ Texts = dict[str, pa.ChunkedArray]  # source -> its first documents
 
 
 def benchmark_signals(texts: Texts, corpus: Path, quick: bool) -> dict[str, float]:
-    """All signals together, MB/s; datatrove's four filters on a sample, which stop at a document's first failure."""
+    """All signals together, MB/s."""
     total, slowest = common.speeds("signals", texts, signals)
-    figures = {"signals_mb_s_core": total, "signals_slowest_source_mb_s_core": slowest}
-    if installed("datatrove", "spacy"):  # datatrove splits words with it
-        sample = take(texts, 0.5 if quick else PEER_MB)
-        with_datatrove(sample[:1])  # its imports and models
-        theirs, ours = cpu_seconds(lambda: with_datatrove(sample)), cpu_seconds(lambda: signals(column(sample)))
-        figures["signals_vs_datatrove"] = theirs / ours
-    return figures
-
-
-def take(texts: Texts, megabytes: float) -> list[str]:
-    """Documents of all sources, whole, an equal share of each, none over a tenth of it all."""
-    taken = []
-    for source in texts.values():
-        left = megabytes * 1e6 / len(texts)
-        for document in source.to_pylist():
-            if left > 0 and len(document) < megabytes * 1e5:
-                taken.append(document)
-                left -= len(document.encode())
-    return taken
-
-
-def with_datatrove(texts: list[str]) -> None:
-    from datatrove.data import Document
-    from datatrove.pipeline import filters
-
-    rules = [
-        filters.GopherQualityFilter(),
-        filters.GopherRepetitionFilter(),
-        filters.C4QualityFilter(),
-        filters.FineWebQualityFilter(),
-    ]
-    for text in texts:
-        for rule in rules:
-            rule.filter(Document(text=text, id="x"))
+    return {"signals_mb_s_core": total, "signals_slowest_source_mb_s_core": slowest}
 
 
 def benchmark_language(texts: Texts, corpus: Path, quick: bool) -> dict[str, float]:
     """Speed over whole documents; accuracy on documents whose language is known, every library on the same samples."""
     total, slowest = common.speeds("language of whole documents", texts, language.identify, 1)
     figures = {"language_mb_s_core": total, "language_slowest_source_mb_s_core": slowest}
-    kinds, truths, samples = zip(
-        *labelled(corpus, 10 if quick else PER_LANGUAGE, QUICK_MB if quick else MB), strict=True
-    )
+    known = labelled(corpus, *((10, QUICK_MB) if quick else (PER_LANGUAGE, MB)))
+    kinds, truths, samples = zip(*known, strict=True)
     size = sum(len(sample.encode()) for sample in samples) / 1e6
     lines = []
     for peer, load in PEERS.items():

@@ -25,8 +25,6 @@ def test_figures_of_a_small_corpus(tmp_path, monkeypatch):
         write(tmp_path, name, ({"id": i, "text": text} for i, text in documents.items()))
     monkeypatch.setattr(quality, "PEERS", {"pycld2": quality.cld2})
     monkeypatch.delitem(quality.SECTIONS, "classifier")  # tests/benchmarks/test_classifier_benchmark.py
-    monkeypatch.setattr(quality, "PEER_MB", 0.001)
-    monkeypatch.setattr(quality, "with_datatrove", lambda texts: None)
     arguments = ["x", "--corpus", str(tmp_path), "--json", str(tmp_path / "figures.json")]
     monkeypatch.setattr(sys, "argv", arguments)
     quality.main()

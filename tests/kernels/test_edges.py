@@ -1,4 +1,4 @@
-"""Set intersections and greedy keepers against plain Python."""
+"""Set intersections and crowded keys against plain Python; the greedy keepers: tests/dedup/test_keepers.py."""
 
 import numpy as np
 from hypothesis import given
@@ -21,26 +21,6 @@ def test_intersections_of_distinct_values(a, b, data):
     distinct = [edges.distinct(*flat(sets)) for sets in (a, b)]
     shared = edges.intersections(*distinct[0], rows_a.copy(), *distinct[1], rows_b.copy())
     assert shared.tolist() == [len(set(a[i]) & set(b[j])) for i, j in pairs]
-
-
-@given(
-    st.dictionaries(
-        st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(lambda e: e[0] > e[1]),
-        st.sampled_from([0.8, 0.9, 1.0]),
-        max_size=40,
-    )
-)
-def test_keepers_are_those_of_the_plain_greedy(weights):
-    expected: dict[int, int] = {}
-    for node in range(13):
-        kept = [(-w, b) for (a, b), w in weights.items() if a == node and b not in expected]
-        if kept:
-            expected[node] = min(kept)[1]
-    order = sorted(weights)
-    later, earlier = np.array(order, np.int64).reshape(-1, 2).T
-    keeper, weight = edges.keepers(13, later.copy(), earlier.copy(), np.array([weights[e] for e in order], np.float64))
-    assert {n: k for n, k in enumerate(keeper.tolist()) if k != n} == expected
-    assert all(weight[n] == weights[n, k] for n, k in expected.items())
 
 
 @given(st.lists(st.integers(0, 40), max_size=60))
