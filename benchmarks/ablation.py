@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks import ablation_data, ablation_results, common
 from dataprep.storage import UserError, read_json, write_json
 from jobs import train
-from jobs.config import Config
+from jobs.config import Config, load
 from jobs.progress import say
 from trainer.config import TrainConfig
 
@@ -42,7 +43,7 @@ TIMES, RATES = (0.0, 0.05, 0.6, 1.0), (0.0, 1.0, 1.0, 0.1)  # parts of the token
 
 
 def configuration(a: argparse.Namespace, root: Path, arm: str = "raw", seed: int = 0) -> Config:
-    """One arm's pipeline. What comes before the plan is the same in all."""
+    """One arm's pipeline, also as a file beside its root. What comes before the plan is the same in all."""
     files = common.sources(a.corpus)
     chosen = a.sources or list(files)[: 3 if a.quick else None]
     if unknown := sorted(set(chosen) - set(files)):
@@ -65,19 +66,17 @@ def configuration(a: argparse.Namespace, root: Path, arm: str = "raw", seed: int
         schedules[name] = schedule(a.lr, start, min(1.0, start + part))
         start += part
     upsampled = arm in ("upsampled", "curriculum")
-    return Config(
-        _cli_parse_args=a.overrides,
-        _cli_exit_on_error=False,
-        root=str(root),
-        workers=0,
-        corpus={"sources": [{"name": name, "paths": [str(files[name])]} for name in chosen]},
-        dedup={"max_source_loss": 1.0},
-        quality={
+    values = {
+        "root": str(root),
+        "workers": 0,
+        "corpus": {"sources": [{"name": name, "paths": [str(files[name])]} for name in chosen]},
+        "dedup": {"max_source_loss": 1.0},
+        "quality": {
             "by_source": {name: [] for name in chosen if name.startswith("code")},
             "tiers": [{"by": "quantile", "low": 0.1, "high": 0.67}],
         },
-        tokens={"vocab_size": 1024 if a.quick else 4096, "sample_mb": 10},
-        mix={
+        "tokens": {"vocab_size": 1024 if a.quick else 4096, "sample_mb": 10},
+        "mix": {
             "thresholds": {"medium": a.context, "long": 4 * a.context},
             "tiers": {"high": {"copies": 4 if upsampled else 1}, "low": {"cap": 4}},
             "stages": stages,
@@ -85,7 +84,7 @@ def configuration(a: argparse.Namespace, root: Path, arm: str = "raw", seed: int
             "shard_tokens": max(1 << 18, longest),
             "seed": seed,
         },
-        train={
+        "train": {
             "model": QUICK_MODEL if a.quick else MODEL,
             "batch_tokens": 2048 if a.quick else 4096,
             "stages": schedules,
@@ -96,7 +95,10 @@ def configuration(a: argparse.Namespace, root: Path, arm: str = "raw", seed: int
             "export": False,
             "checkpoint_steps": 50,
         },
-    )
+    }
+    root.parent.mkdir(parents=True, exist_ok=True)
+    root.with_suffix(".yaml").write_text(yaml.safe_dump(values))
+    return load(str(root.with_suffix(".yaml")), a.overrides)
 
 
 def schedule(peak: float, start: float, end: float) -> list[dict[str, Any]]:
@@ -186,7 +188,10 @@ def main() -> None:
         "the default size takes about an hour on two cores, "
         f"--quick less than a minute; progress is in {a.root}/*/train.log"
     )
-    found = measure(a, Path(a.root).absolute())
+    try:
+        found = measure(a, Path(a.root).absolute())
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
     figures = ablation_results.show(found, a.figures)
     if a.json:
         Path(a.json).write_text(json.dumps(figures, indent=1) + "\n")
