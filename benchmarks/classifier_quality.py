@@ -77,12 +77,12 @@ def out_of_fold(rows: list[Row], learn: Learn, head: str) -> np.ndarray:
     return scores
 
 
-def agreement(title: str, rows: list[Row], head: str) -> dict[str, Any]:
-    """Print by language, and return of all, how well scores agree with labels, ours and a logistic regression's."""
+def agreement(title: str, rows: list[Row], head: str, peer: bool) -> dict[str, Any]:
+    """Print by language, and return of all, how well scores agree with labels, ours and perhaps the peer's."""
     wanted = np.array([row.labels[head] for row in rows])
     language = np.array([row.groups["language"] for row in rows])
     scores = out_of_fold(rows, ours, head)
-    theirs = out_of_fold(rows, logistic_regression, head) if installed("sklearn") else None
+    theirs = out_of_fold(rows, logistic_regression, head) if peer else None
     found, lines = {}, []
     for name in [*sorted(set(language)), "all"]:
         here = (language == name) | (name == "all")
@@ -109,13 +109,13 @@ def speed(files: dict[str, Path], megabytes: float) -> float:
 
 def classifier_section(corpus: Path, quick: bool) -> dict[str, float]:
     """Print how well and how fast the classifier does on a directory of corpora; the figures by name."""
-    files = sources(str(corpus))
+    files, peer = sources(str(corpus)), installed("sklearn") and not quick
     figures = {"classifier_mb_s_core": speed(files, 2 if quick else 10)}
     if WEB in files:
-        web = agreement("good or bad web text", web_rows(corpus), "quality")
+        web = agreement("good or bad web text", web_rows(corpus), "quality", peer)
         figures |= {"classifier_auc": web["auc"], "classifier_ece": web["ece"]}
         figures |= {"classifier_auc_peer": web["peer"]} if web["peer"] else {}
     if LEVELS in files:
-        levels = agreement("articles at three reading levels", level_rows(corpus), "knowledge")
+        levels = agreement("articles at three reading levels", level_rows(corpus), "knowledge", peer)
         figures["classifier_spearman_levels"] = levels["spearman"]
     return figures

@@ -140,7 +140,7 @@ def main() -> None:
     arguments = parser.parse_args()
     most = QUICK_MB if arguments.quick else MB
     print(common.about("pycld2", "zstandard"))
-    print(f"the first {most:g} MB of each source; {'40 s' if arguments.quick else '3 minutes'} on a free core")
+    print(f"the first {most:g} MB of each source; {'40 s' if arguments.quick else '5 minutes'} on a free core")
     pa.set_cpu_count(1)
     files = common.sources(arguments.corpus)
     texts = {name: column(text for _, text in common.documents(path, most)) for name, path in files.items()}
