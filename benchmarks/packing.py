@@ -98,7 +98,7 @@ def packers(context: int, sigma: float, documents: int) -> tuple[float, float, b
     ours, bins = timed(lambda: best_fit(pieces, context))
     theirs, other_bins = timed(lambda: segment_tree_best_fit(pieces, context))
     loads, other_loads = (np.sort(np.bincount(b, pieces)) for b in (bins, other_bins))
-    return documents / ours, documents / theirs, np.array_equal(loads, other_loads)
+    return len(pieces) / ours, len(pieces) / theirs, np.array_equal(loads, other_loads)
 
 
 def peak_memory(context: int, sigma: float) -> float:
