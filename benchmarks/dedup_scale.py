@@ -83,14 +83,12 @@ def measure(total: int, workers: int) -> dict[str, float]:
     return {
         "docs": total,
         "seconds": seconds,
-        "candidate_seconds": candidates,
         "greedy_seconds": seconds - candidates,
         "cpu_seconds": usage.cpu,
         "peak_rss_mb": usage.peak / 1e6,
         "pairs": sum(c.aggregates["near"] for c in pairs),
         "removed": removed,
         "removed_share": removed / (total - len(np.unique(cluster_of(np.arange(total, dtype=np.uint64), total)))),
-        "bytes": sum(c.bytes for c in signed),
     }
 
 

@@ -20,11 +20,12 @@ def starts(lengths):
     return [0, *torch.tensor(lengths).cumsum(0).tolist()]
 
 
-def recurrence(q, k, v, slope, cu):
-    """(output, the state after the last token)."""
-    out = torch.zeros_like(v)
+def recurrence(q, k, v, slope, cu, initial=None):
+    """(output, the state after the last token): token by token, `initial` the state before the first document."""
+    out, state = torch.zeros_like(v), initial
     for start, stop in itertools.pairwise(cu):
-        state = torch.zeros(q.shape[1], q.shape[2], v.shape[2], dtype=q.dtype)
+        if start or state is None:
+            state = q.new_zeros(q.shape[1], q.shape[2], v.shape[2])
         for t in range(start, stop):
             state = state * torch.exp(-slope)[:, None, None] + torch.einsum("hn,hm->hnm", k[t], v[t])
             out[t] = torch.einsum("hn,hnm->hm", q[t], state)

@@ -17,7 +17,7 @@ def flat(documents: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([w for d in documents for w in d], np.uint64), np.cumsum([0, *map(len, documents)])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(documents=st.lists(st.lists(WORD, max_size=12), min_size=1, max_size=5), n=st.integers(1, 6))
 def test_kernels_equal_their_references(documents, n):
     words, offsets = flat(documents)
