@@ -47,11 +47,8 @@ class SourceConfig(BaseModel):
         Fields(text="text", id=None), description="which fields of a record hold the text and the id"
     )
     meta: tuple[str, ...] | None = Field(None, description="further fields to keep in `meta`; null: all of them")
-    include: tuple[str, ...] = Field((), description="keep only files whose path matches one of these globs (`*.py`)")
-    exclude: tuple[str, ...] = Field((), description="leave out files whose path matches one of these globs")
-    max_bytes: int | None = Field(
-        None, gt=0, description="take at most so many bytes of files (text, tree, python-installation)"
-    )
+    exclude: tuple[str, ...] = Field((), description="leave out files whose path matches one of these globs (`*.c`)")
+    max_bytes: int | None = Field(None, gt=0, description="python-installation: take at most so many bytes of files")
     max_record_mb: float = Field(256, gt=0, description="longer records are quarantined, not read into memory (MB)")
 
     @model_validator(mode="after")
@@ -61,8 +58,8 @@ class SourceConfig(BaseModel):
                 raise ValueError(f"source {self.name!r}: python-installation finds its own files; remove `paths`")
         elif not self.paths:
             raise ValueError(f"source {self.name!r}: `paths` is empty; name at least one file, directory, glob or URL")
-        if self.max_bytes is not None and self.kind not in ("text", "tree", "python-installation"):
-            raise ValueError(f"source {self.name!r}: `max_bytes` needs kind text, tree or python-installation")
+        elif self.max_bytes is not None:
+            raise ValueError(f"source {self.name!r}: `max_bytes` needs kind python-installation")
         return self
 
     @cached_property
