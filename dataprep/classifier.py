@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import safetensors
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from safetensors import numpy as arrays
 
 from dataprep import storage
+from dataprep.config import Section
 from dataprep.storage import UserError, array_buffers
 from kernels.classifier import FOLDING, means
 from kernels.words import word_hashes
@@ -21,10 +22,8 @@ RATINGS = ("knowledge", "helpfulness")  # graded; the paper's other dimension is
 HEADS = (*RATINGS, "quality")  # `quality` is learnt from good/bad labels
 
 
-class ClassifierConfig(BaseModel):
+class ClassifierConfig(Section):
     """What the quality classifier learns from, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels: tuple[str, ...] = Field(
         (),

@@ -10,10 +10,14 @@ from dataprep import python_installation
 Kind = Literal["jsonl", "parquet", "arrow", "text", "tree", "python-installation"]
 
 
-class Fields(BaseModel):
-    """Which fields of a record hold what; a dotted name (`doc.body`) reaches into nested objects."""
+class Section(BaseModel):
+    """A part of the configuration: an unknown key is a mistake, and nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fields(Section):
+    """Which fields of a record hold what."""
 
     text: str = Field("text", min_length=1, description="field that holds the text")
     id: str | None = Field(
@@ -29,10 +33,8 @@ class Fields(BaseModel):
         return self
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(Section):
     """One source: a label and the files that belong to it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="label of the source: letters, digits, `_`, `.`, `-`"
@@ -75,10 +77,8 @@ class SourceConfig(BaseModel):
         return [self.name]
 
 
-class CorpusConfig(BaseModel):
+class CorpusConfig(Section):
     """The corpus: its sources and the size of its pieces."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="where the text comes from")
     partition_mb: float = Field(256, gt=0, description="text and meta per corpus partition (MB)")

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from dataprep.config import Section
 from dataprep.phrases import Phrases, hashes, runs
 from dataprep.readers import named_records
 from dataprep.storage import UserError
@@ -21,10 +22,8 @@ from dataprep.storage import UserError
 COMMON = 100
 
 
-class EvaluationSet(BaseModel):
+class EvaluationSet(Section):
     """One evaluation set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(min_length=1, description="a JSONL, Parquet or Arrow file, or text with one item per line")
     fields: tuple[str, ...] = Field(
@@ -34,10 +33,8 @@ class EvaluationSet(BaseModel):
     )
 
 
-class DecontaminateConfig(BaseModel):
+class DecontaminateConfig(Section):
     """Evaluation sets that must not be trained on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sets: dict[str, EvaluationSet] = Field(default_factory=dict, description="name -> file, or {path, fields}")
     ngram: int = Field(13, ge=2, le=64, description="words per n-gram")

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from dataprep import storage
+from dataprep.config import Section
 from dataprep.storage import UserError
 from kernels.words import mix
 
@@ -25,10 +26,8 @@ DOMAINS = (
 )  # fmt: skip
 
 
-class LabelsConfig(BaseModel):
+class LabelsConfig(Section):
     """Which documents a language model rates, where it answers, and what that may cost."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: str = Field(
         "http://127.0.0.1:8000/v1", description="base URL of an OpenAI-compatible server; /chat/completions is added"

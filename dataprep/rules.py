@@ -8,8 +8,9 @@ good reason.
 
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from dataprep.config import Section
 from dataprep.decontaminate import DecontaminateConfig
 from dataprep.language import UNKNOWN, codes
 
@@ -86,10 +87,8 @@ RULE_SETS = {
 RULES = {f"{name}.{signal}": limits for name, group in RULE_SETS.items() for signal, limits in group.rules.items()}
 
 
-class TierConfig(BaseModel):
+class TierConfig(Section):
     """What score makes a tier, for the documents of a source and language."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str | None = Field(None, description="for documents of this source; null: any")
     language: str | None = Field(None, description="for documents in this language (ISO 639-1); null: any")
@@ -106,10 +105,8 @@ class TierConfig(BaseModel):
         return self
 
 
-class QualityConfig(BaseModel):
+class QualityConfig(Section):
     """What is measured of every document, which rules each source must meet, and what score makes a tier."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rules: tuple[str, ...] = Field(
         default=("gopher-quality", "gopher-repetition"),

@@ -314,7 +314,7 @@ class Attempt:
 
     def commit(self, aggregates: dict[str, Any]) -> Commit:
         """Make the partition exist."""
-        value = {"key": self.key, "inputs": self.inputs, "files": self.files, "aggregates": aggregates}
+        value: dict[str, Any] = {"key": self.key, "inputs": self.inputs, "files": self.files, "aggregates": aggregates}
         write_bytes(join(self.directory, self.key + COMMIT), canonical_json(value) + b"\n")
         return Commit(**value, directory=self.directory)
 
