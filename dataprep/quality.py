@@ -43,7 +43,7 @@ def measure(documents: pa.Table, config: QualityConfig) -> pa.Table:
     """
     text = documents["text"]
     columns: dict[str, Any] = {"doc": documents["doc"]}
-    measured = signals(text, config.bad_words)
+    measured = signals(text)
     columns |= {name: pa.array(values) for name, values in measured.items()}
     columns["language"], columns["language_score"] = identify(text)
     points = _score(measured)
@@ -133,7 +133,7 @@ def _failing(measured: pa.Table, group: np.ndarray, names: list[tuple[str, str]]
     for column, (rule, interval) in enumerate((RULES | config.thresholds).items()):
         rule_set, signal = rule.split(".")
         low, high = (math.inf * sign if limit is None else limit for limit, sign in zip(interval, (-1, 1), strict=True))
-        values = measured[signal].to_numpy()  # NaN, not measured, fails nothing
+        values = measured[signal].to_numpy()
         outside = (values < np.float32(low)) | (values > np.float32(high))
         failing[:, column] = outside & np.array([rule_set in sets for sets in judges], bool)[group]
     return failing

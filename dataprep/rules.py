@@ -65,12 +65,7 @@ RULE_SETS = {
     ),
     # Raffel et al., JMLR 2020, section 2.2. C4 removes lines; here a document must have what C4 asks of what is left.
     "c4": RuleSet(
-        {
-            "c4_sentences": (3, None),
-            "curly_brackets": (None, 0),
-            "lorem_ipsum": (None, 0),
-            "bad_words": (None, 0),
-        },
+        {"c4_sentences": (3, None), "curly_brackets": (None, 0), "lorem_ipsum": (None, 0)},
         ("en",),
     ),
     # Penedo et al., arXiv 2406.17557, section 3.6.
@@ -120,9 +115,6 @@ class QualityConfig(Section):
     )
     thresholds: dict[str, Interval] = Field(
         default_factory=dict, description="SET.SIGNAL -> [min, max] in place of the published ones; null = no limit"
-    )
-    bad_words: str | None = Field(
-        None, description="file of words and phrases, one per line, for the rule c4.bad_words"
     )
     classifier: str | None = Field(None, description="model file of a trained classifier; its scores are recorded")
     score: str = Field(

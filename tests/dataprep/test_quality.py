@@ -126,19 +126,6 @@ def test_a_value_on_the_limit_passes() -> None:
     assert "gopher-quality.hash_ratio" in row(text + " #", config)["failed"]
 
 
-def test_bad_words_are_counted_from_a_list(tmp_path) -> None:
-    (tmp_path / "bad.txt").write_text("Watches\nbuy NOW\n\n")
-    config = QualityConfig(bad_words=str(tmp_path / "bad.txt"), rules=("c4",))
-    assert row(SPAM, config)["bad_words"] == 200 and "c4.bad_words" in row(SPAM, config)["failed"]
-    assert row(PROSE, config)["bad_words"] == 0
-    unlisted = row(SPAM, QualityConfig(rules=("c4",)))
-    assert np.isnan(unlisted["bad_words"]) and "c4.bad_words" not in unlisted["failed"]
-    (tmp_path / "empty.txt").write_text("...\n")
-    for name, message in (("none.txt", "cannot be read"), ("empty.txt", "holds no word")):
-        with pytest.raises(UserError, match=message):
-            row(SPAM, QualityConfig(bad_words=str(tmp_path / name)))
-
-
 def test_tiers_by_quantile_of_source_and_language() -> None:
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, n)) for n in rng.integers(5, 190, 400)]
