@@ -73,9 +73,13 @@ def members(source: str) -> np.ndarray:
 
 
 class Node(NamedTuple):
-    """A part of a pattern. kind: set (of characters `source`), ahead, not_ahead (the same), all, any, repeat."""
+    """A part of a pattern. kind: set (of characters `source`), ahead, not_ahead (the same), all, any, repeat.
+
+    nullable: whether it can match without a character.
+    """
 
     kind: Literal["set", "ahead", "not_ahead", "all", "any", "repeat"]
+    nullable: bool
     source: str = ""
     parts: tuple["Node", ...] = ()
     least: int = 0
@@ -110,7 +114,7 @@ class Parser:
         options = [self.sequence(fold)]
         while self.take("|"):
             options.append(self.sequence(fold))
-        return Node("any", parts=tuple(options))
+        return Node("any", any(part.nullable for part in options), parts=tuple(options))
 
     def sequence(self, fold: bool) -> Node:
         parts: list[Node] = []
@@ -123,7 +127,7 @@ class Parser:
             parts.append(self.repeated(part))
         if fold and any(pair in letters.lower() for pair in FOLDED_PAIRS):
             raise self.error("letters that one character matches")
-        return Node("all", parts=tuple(parts))
+        return Node("all", all(part.nullable for part in parts), parts=tuple(parts))
 
     def atom(self, fold: bool) -> Node:
         if self.take("(?!") or self.take("(?="):
@@ -131,7 +135,7 @@ class Parser:
             inner = self.atom(fold)
             if inner.kind != "set" or not self.take(")"):
                 raise self.error("a look at more than one character")
-            return Node(kind, inner.source)
+            return Node(kind, True, inner.source)
         if self.take("("):
             fold = self.take("?i:") or (fold and self.take("?:")) or (self.take("?:") and False)
             if self.pattern.startswith("?", self.at):
@@ -147,7 +151,7 @@ class Parser:
         self.at += len(source)
         if fold and not source.isascii():
             raise self.error("letters beyond ASCII whose case does not count")
-        return Node("set", f"(?i:{source})" if fold else source)
+        return Node("set", False, f"(?i:{source})" if fold else source)
 
     def repeated(self, node: Node) -> Node:
         match = self.REPEAT.match(self.pattern, self.at)
@@ -162,18 +166,9 @@ class Parser:
         else:
             least = int(match[1])
             most = least if not match[2] else (int(match[3]) if match[3] else None)
-        if max(least, most or 0) > MOST_REPEATS or nullable(node) or node.kind in ("ahead", "not_ahead"):
+        if max(least, most or 0) > MOST_REPEATS or node.nullable:
             raise self.error("a repeat of something empty, or too many")
-        return Node("repeat", parts=(node,), least=least, most=most)
-
-
-def nullable(node: Node) -> bool:
-    """Whether the node can match without a character."""
-    if node.kind == "repeat":
-        return node.least == 0
-    if node.kind in ("all", "any"):
-        return (all if node.kind == "all" else any)(nullable(part) for part in node.parts)
-    return node.kind != "set"
+        return Node("repeat", least == 0, parts=(node,), least=least, most=most)
 
 
 MATCH, SET, AHEAD, NOT_AHEAD, SPLIT = range(5)

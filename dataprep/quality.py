@@ -126,7 +126,7 @@ def judge(documents: pa.Table, measured: pa.Table, config: QualityConfig, limits
     )
 
 
-def _failing(measured: pa.Table, group: np.ndarray, names: list[tuple[str, str]], config: QualityConfig) -> np.ndarray:
+def _failing(measured: pa.Table, group: np.ndarray, names: list[tuple[str, ...]], config: QualityConfig) -> np.ndarray:
     """bool[documents, rules]: which rules of its source and language a document fails."""
     judges = [config.judges(*name) for name in names]
     failing = np.zeros((len(measured), len(RULES)), bool)
@@ -139,10 +139,10 @@ def _failing(measured: pa.Table, group: np.ndarray, names: list[tuple[str, str]]
     return failing
 
 
-def groups(first: pa.ChunkedArray, second: pa.ChunkedArray) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """(codes int64, the pairs of strings they stand for) of the rows of two string columns, dictionary or not."""
-    pairs = pc.binary_join_element_wise(first.cast(pa.string()), second.cast(pa.string()), "\0")
-    coded = pairs.combine_chunks().dictionary_encode()
+def groups(*columns: pa.ChunkedArray) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    """(codes int64, the strings they stand for) of the rows of some string columns, dictionaries or not."""
+    joined = pc.binary_join_element_wise(*(column.cast(pa.string()) for column in columns), "\0")
+    coded = joined.combine_chunks().dictionary_encode()
     names = [tuple(pair.split("\0")) for pair in coded.dictionary.to_pylist()]
     return np.asarray(coded.indices, np.int64), names
 
