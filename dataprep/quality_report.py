@@ -1,8 +1,9 @@
 """What a person sees of quality: the sums in a commit, and a sheet of examples to read before trusting them."""
 
-from html import escape
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +12,7 @@ from dataprep.quality import counts, groups
 from dataprep.rules import TIERS
 from kernels.words import mix
 
+SHEET = Path(__file__).with_name("sheet.html")
 BINS = 20
 EXAMPLES = 3
 SHOWN = 1500  # characters of an example's text in the sheet
@@ -67,31 +69,11 @@ def sheet(examples: list[dict[str, Any]]) -> str:
 
     Each has doc, source, id, text, tier, score, failed and the signals. Everything is escaped.
     """
-    parts = [_HEAD]
-    heading = None
-    for row in examples:
-        if heading != (heading := (row["source"], row["tier"])):
-            parts.append(f"<h2>{escape(row['source'])}: {escape(row['tier'])}</h2>")
-        reasons = ", ".join(row["failed"]) or "none"
-        language = f"{row['language']} ({row['language_score']:.2f})"
-        facts = f"score {row['score']:.3f}, language {language}, failed rules: {reasons}"
-        signals = " ".join(f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float))
-        text = row["text"]
-        more = f"\n[... {len(text) - SHOWN:,} characters more]" if len(text) > SHOWN else ""
-        parts += [
-            f"<h3>doc {row['doc']}, {_visible(str(row['id']))}</h3><p>{escape(facts)}</p>",
-            f"<details><summary>signals</summary><p>{escape(signals)}</p></details>",
-            f"<pre>{_visible(text[:SHOWN] + more)}</pre>",
-        ]
-    return "\n".join(parts) + "\n"
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    page.filters["visible"] = _visible
+    return page.from_string(SHEET.read_text()).render(examples=examples, shown=SHOWN)
 
 
 def _visible(text: str) -> str:
-    """The text for HTML, with what could move or hide other text (controls, bidi) spelt out."""
-    return escape("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
-
-
-_HEAD = """<!doctype html><meta charset="utf-8"><title>Quality: examples</title>
-<style>body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f4f4;padding:1em}</style>
-<h1>Quality: examples</h1><p>Of every source and tier, the documents with the smallest hash: nobody chose them.</p>"""
+    """The text with what could move or hide other text (controls, bidi) spelt out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
