@@ -256,11 +256,11 @@ def test_no_documents() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rules": ["c5"]}, "rules names the rule set 'c5'; there are gopher-quality"),
-        ({"by_source": {"web": ["gofer"]}}, "by_source.web names the rule set 'gofer'"),
-        ({"languages": {"gofer": ["en"]}}, "languages names the rule set 'gofer'"),
-        ({"languages": {"c4": ["english"]}}, "languages.c4 names the language 'english'; take its ISO 639-1 code"),
-        ({"tiers": [{"language": "zz"}]}, "tiers names the language 'zz'"),
+        ({"rules": ["c5"]}, r"rules.0\n.*'gopher-quality'.*'c5'"),
+        ({"by_source": {"web": ["gofer"]}}, r"by_source.web.0\n.*'fineweb'.*'gofer'"),
+        ({"languages": {"gofer": ["en"]}}, r"languages.gofer.*\n.*'fineweb'.*'gofer'"),
+        ({"languages": {"c4": ["english"]}}, r"languages.c4.0\n.*ISO 639-1 code.*'english'"),
+        ({"tiers": [{"language": "zz"}]}, r"tiers.0.language\n.*ISO 639-1"),
         ({"thresholds": {"words": [1, 2]}}, "thresholds names the rule 'words'; there are gopher-quality.words"),
         ({"thresholds": {"c4.lorem_ipsum": [3, 2]}}, "put the smaller first"),
         ({"tiers": [{"low": 0.9, "high": 0.5}]}, "low must not be above high"),
@@ -269,5 +269,5 @@ def test_no_documents() -> None:
     ],
 )
 def test_configuration_mistakes_are_named(values: dict, message: str) -> None:
-    with pytest.raises(ValidationError, match=message.replace("[", r"\[")):
+    with pytest.raises(ValidationError, match=message):
         QualityConfig(**values)
