@@ -8,7 +8,6 @@ places in the pattern: what comes first in it is what a backtracking matcher wou
 
 import functools
 import re
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -171,104 +170,72 @@ class Parser:
         return Node("repeat", least == 0, parts=(node,), least=least, most=most)
 
 
-MATCH, SET, AHEAD, NOT_AHEAD, SPLIT = range(5)
+def sources(node: Node) -> set[str]:
+    """The sets of characters in a node."""
+    return {node.source} - {""} | {source for part in node.parts for source in sources(part)}
 
 
-@dataclass
-class Program:
-    """A pattern as instructions (operation, argument, next): to match `set`, to look ahead, to try one, then another.
+Thread = tuple[()] | tuple[Node, "Thread"]  # what is still to be matched: a node, then another thread; () = nothing
 
-    A thread is the index of an instruction; 0 is MATCH.
+
+def step(threads: tuple[Thread, ...], held: frozenset[str]) -> tuple[tuple[Thread, ...], bool]:
+    """(threads behind the next character, whether they match before it); held: the sets it is in.
+
+    Threads that come after a match are dropped: a backtracking matcher would have been content with it.
     """
-
-    code: list[tuple[int, int, int]]
-    sets: list[str]
-
-    @classmethod
-    def compile(cls, node: Node) -> "tuple[Program, int]":
-        program = cls([(MATCH, 0, 0)], [])
-        return program, program.add(node, 0)
-
-    def emit(self, operation: int, argument: int, after: int) -> int:
-        self.code.append((operation, argument, after))
-        return len(self.code) - 1
-
-    def add(self, node: Node, after: int) -> int:
-        """Append the instructions of a node that is followed by instruction `after`; where they begin."""
-        if node.kind == "all":
+    todo, seen, following = list(reversed(threads)), set[Thread](), dict[Thread, None]()
+    while todo:
+        thread = todo.pop()
+        if thread in seen:
+            continue
+        seen.add(thread)
+        if not thread:
+            return tuple(following), True
+        node, after = thread
+        if node.kind == "set":
+            if node.source in held:
+                following[after] = None
+        elif node.kind == "all":
             for part in reversed(node.parts):
-                after = self.add(part, after)
-            return after
-        if node.kind == "any":
-            starts = [self.add(part, after) for part in node.parts]
-            return functools.reduce(
-                lambda rest, first: self.emit(SPLIT, first, rest), reversed(starts[:-1]), starts[-1]
-            )
-        if node.kind == "repeat":
-            (part,) = node.parts
-            if node.most is None:
-                loop = self.emit(SPLIT, 0, after)
-                self.code[loop] = (SPLIT, self.add(part, loop), after)
-                start = loop
-            else:
-                start = after
-                for _ in range(node.most - node.least):
-                    start = self.emit(SPLIT, self.add(part, start), after)
-            for _ in range(node.least):
-                start = self.add(part, start)
-            return start
-        if node.source not in self.sets:
-            self.sets.append(node.source)
-        operation = {"set": SET, "ahead": AHEAD, "not_ahead": NOT_AHEAD}[node.kind]
-        return self.emit(operation, self.sets.index(node.source), after)
-
-    def step(self, threads: tuple[int, ...], held: np.ndarray) -> tuple[tuple[int, ...], bool]:
-        """(threads behind the next character, whether they match before it); held: the sets it is in.
-
-        Threads that come after a match are dropped: a backtracking matcher would have been content with it.
-        """
-        todo, seen, following = list(reversed(threads)), set(), dict[int, None]()
-        while todo:
-            thread = todo.pop()
-            if thread in seen:
-                continue
-            seen.add(thread)
-            operation, argument, after = self.code[thread]
-            if operation == MATCH:
-                return tuple(following), True
-            if operation == SPLIT:
-                todo += [after, argument]
-            elif operation == SET:
-                if held[argument]:
-                    following[after] = None
-            elif held[argument] == (operation == AHEAD):
+                after = (part, after)
+            todo.append(after)
+        elif node.kind == "any":
+            todo += [(part, after) for part in reversed(node.parts)]
+        elif node.kind == "repeat":
+            if node.least == 0:
                 todo.append(after)
-        return tuple(following), False
+            if node.most != 0:
+                again = node._replace(least=max(0, node.least - 1), most=None if node.most is None else node.most - 1)
+                todo.append((node.parts[0], (again, after)))
+        elif (node.source in held) == (node.kind == "ahead"):
+            todo.append(after)
+    return tuple(following), False
 
 
 @functools.cache
 def compile_pattern(pattern: str) -> Scanner:
     """The tables of a pattern that matches at least one character. Unsupported if it is of another kind."""
-    program, first = Program.compile(Parser(pattern).parse())
-    if len(program.sets) > 63:
+    node = Parser(pattern).parse()
+    sets = sorted(sources(node))
+    if len(sets) > 63:
         raise Unsupported("its pattern has too many sets of characters")
     signature = np.zeros(CODE_POINTS, np.uint64)
-    for bit, source in enumerate(program.sets):
+    for bit, source in enumerate(sets):
         signature |= members(source).astype(np.uint64) << np.uint64(bit)
     runs = np.flatnonzero(np.diff(signature, prepend=~signature[0]))  # few: neighbours are alike
     signatures, kinds = np.unique(signature[runs], return_inverse=True)
     if len(signatures) > 255:
         raise Unsupported("its pattern tells too many kinds of characters apart")
     classes = np.repeat(kinds, np.diff(runs, append=CODE_POINTS))
-    held = [(int(value) >> np.arange(len(program.sets))) & 1 == 1 for value in signatures]
-    held.append(np.zeros(len(program.sets), bool))  # the end of the text is in no set
+    held = [frozenset(s for bit, s in enumerate(sets) if value >> bit & 1) for value in signatures.tolist()]
+    held.append(frozenset())  # the end of the text is in no set
     width = len(held)
-    states: dict[tuple[int, ...], int] = {(): 0, (first,): width}
-    found: list[tuple[int, ...]] = [(first,)]
+    found: list[tuple[Thread, ...]] = [((node, ()),)]
+    states = {(): 0, found[0]: width}
     steps: list[int] = [0] * width
     for threads in found:  # it grows meanwhile
         for row in held:
-            following, matched = program.step(threads, row)
+            following, matched = step(threads, row)
             if following not in states:
                 states[following] = len(states) * width
                 found.append(following)
