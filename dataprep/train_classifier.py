@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from scipy.optimize import minimize
-from scipy.special import expit, ndtri
+from scipy.special import expit
 
 from dataprep import metrics
 from dataprep.classifier import HEADS, RATINGS, Classifier, ClassifierConfig
@@ -147,9 +147,10 @@ def _descend(
     weights, normal by hash.
     """
     outputs = targets.shape[1]
-    places = np.arange(config.dimensions * outputs, dtype=np.uint64)
+    places = np.arange(2 * config.dimensions * outputs, dtype=np.uint64)
     uniform = (mix(places + np.uint64(config.seed % 2**32 << 20) + np.uint64(1)) + 0.5) / 2.0**64
-    weights = (ndtri(uniform) / np.sqrt(config.dimensions)).reshape(-1, outputs).astype(np.float32)
+    radius, angle = np.sqrt(-2 * np.log(uniform[::2])), 2 * np.pi * uniform[1::2]  # Box and Muller
+    weights = (radius * np.cos(angle) / np.sqrt(config.dimensions)).reshape(-1, outputs).astype(np.float32)
     embeddings = np.zeros((config.buckets, config.dimensions), np.float32)
     squares, bias = np.zeros(config.buckets, np.float32), np.zeros(outputs, np.float32)
     for epoch in range(config.epochs):
