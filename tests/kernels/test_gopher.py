@@ -159,12 +159,6 @@ def test_values_by_hand() -> None:
     assert row["duplicate_8gram"] == 0
 
 
-def test_a_slice_of_an_array_is_measured_alone() -> None:
-    texts = ["before it", "one two one two one two", "漢字漢字", "after it"]
-    array = pa.array(texts, pa.large_string())
-    np.testing.assert_array_equal(signals(*array_buffers(array[1:3])), measure(texts[1:3]))
-
-
 def test_documents_do_not_depend_on_their_neighbours() -> None:
     texts = ["a b " * 500, "", "x", "spam " * 3, "the end\n\nthe end", "漢" * 70]
     np.testing.assert_array_equal(measure(texts)[::-1], measure(texts[::-1]))

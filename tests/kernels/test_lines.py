@@ -134,12 +134,6 @@ def test_values_by_hand() -> None:
     assert row["script_cyrillic"] + row["script_latin"] == pytest.approx(1) and row["script_han"] == 0
 
 
-def test_a_slice_of_an_array_is_measured_alone() -> None:
-    texts = ["before it.", "one two.\nthree", "漢字漢字", "after it"]
-    array = pa.array(texts, pa.large_string())
-    np.testing.assert_array_equal(signals(*array_buffers(array[1:3])), measure(texts[1:3]))
-
-
 @pytest.mark.parametrize("broken", [b"\xff\xfe a.", b"ab \xe6\xbc", b"\xf0\x9f\x99", b"lorem ipsu", b"javascrip"])
 def test_nothing_is_read_past_the_document(broken: bytes) -> None:
     alone = signals(np.frombuffer(broken, np.uint8), np.array([0, len(broken)]))
