@@ -49,7 +49,8 @@ class SourceConfig(Section):
         Fields(text="text", id=None), description="which fields of a record hold the text and the id"
     )
     meta: tuple[str, ...] | None = Field(None, description="further fields to keep in `meta`; null: all of them")
-    exclude: tuple[str, ...] = Field((), description="leave out files whose path matches one of these globs (`*.c`)")
+    include: tuple[str, ...] = Field((), description="keep only files whose path matches one of these globs (`*.py`)")
+    exclude: tuple[str, ...] = Field((), description="leave out files whose path matches one of these globs")
     max_bytes: int | None = Field(None, gt=0, description="python-installation: take at most so many bytes of files")
     max_record_mb: float = Field(256, gt=0, description="longer records are quarantined, not read into memory (MB)")
 

@@ -145,7 +145,7 @@ def inspect(path: str) -> tuple[int, str]:
 
 def _source_inputs(source: SourceConfig) -> list[InputFile]:
     def wanted(path: str) -> bool:
-        return not any(fnmatch.fnmatchcase(path, g) or fnmatch.fnmatchcase(path, "*/" + g) for g in source.exclude)
+        return (not source.include or _matches(path, source.include)) and not _matches(path, source.exclude)
 
     if source.kind == "python-installation":
         parts = python_installation.list_files(source.max_bytes, wanted)
@@ -158,6 +158,11 @@ def _source_inputs(source: SourceConfig) -> list[InputFile]:
             raise UserError(f"source {source.name!r}: {pattern!r} matches no file; correct or remove it in `paths`")
         found.update(paths)
     return [_input(source.name, path, source) for path in sorted(found)]
+
+
+def _matches(path: str, globs: Sequence[str]) -> bool:
+    """Whether a path, or what is left of it after some folder, matches one of the globs."""
+    return any(fnmatch.fnmatchcase(path, g) or fnmatch.fnmatchcase(path, "*/" + g) for g in globs)
 
 
 def _input(label: str, path: str, source: SourceConfig) -> InputFile:

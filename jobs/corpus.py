@@ -21,7 +21,7 @@ from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
 VERSION = 4
-NOT_CONTENT = {"paths", "exclude", "max_bytes"}  # keys that choose files, not what a file becomes
+NOT_CONTENT = {"paths", "include", "exclude", "max_bytes"}  # keys that choose files, not what a file becomes
 
 
 @dataclass(frozen=True)

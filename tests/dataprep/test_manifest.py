@@ -117,7 +117,7 @@ def test_directories_globs_and_links(tmp_path, monkeypatch):
 
     everything = ["a/x.py", "a/y.c", "b.py", "c/z.py", "linked/z.py"]
     assert names(str(tree)) == names(str(tree), str(tree / "b.py")) == everything
-    assert names(str(tree), exclude=["a/*", "linked/*"]) == ["b.py", "c/z.py"]
+    assert names(str(tree), include=["*.py"], exclude=["a/*", "linked/*"]) == ["b.py", "c/z.py"]
     assert names(str(tree / "*" / "*.py")) == ["a/x.py", "c/z.py", "linked/z.py"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert names("~/tree") == everything

@@ -160,7 +160,7 @@ def test_many_partitions_of_one_file_stay_in_document_order(tmp_path):
 
 def test_outputs_inside_an_input_folder_are_refused(tmp_path):
     small.write_corpus(tmp_path / "in", files=1, documents=5)
-    sections = {"corpus": {"sources": [{"name": "t", "paths": [str(tmp_path / "in" / "*.jsonl")]}]}}
+    sections = {"corpus": {"sources": [{"name": "t", "paths": [str(tmp_path)], "include": ["*.jsonl"]}]}}
     run(tmp_path, corpus, **sections)
     with pytest.raises(UserError, match="lies in the outputs' root"):
-        run(tmp_path, corpus, corpus={"sources": [{"name": "t", "paths": [str(tmp_path / "**" / "*.jsonl*")]}]})
+        run(tmp_path, corpus, corpus={"sources": [{"name": "t", "paths": [str(tmp_path)], "include": ["*.jsonl*"]}]})
