@@ -1,7 +1,7 @@
 """Training of the quality classifier: labelled rows in, a calibrated model with its metrics out. One thread."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,21 +86,21 @@ def train(rows: Iterable[Row], config: ClassifierConfig) -> Classifier:
         _check_labels("domain", targets[:, len(heads) :], part)
     offsets = np.concatenate([[0], np.cumsum([len(row.text) for row in rows])]).astype(np.int64)
     words, offsets = word_hashes(np.frombuffer(b"".join(row.text for row in rows), np.uint8), offsets, FOLDING)
-    embeddings, weights, bias = _descend(words, offsets, targets, np.flatnonzero(part == TRAIN), len(heads), config)
-    raw = Classifier(heads, domains, embeddings, weights, bias).logits(words, offsets)
-    if not all(np.isfinite(x).all() for x in (embeddings, weights, bias, raw)):
+    table, bias = _descend(words, offsets, targets, np.flatnonzero(part == TRAIN), len(heads), config)
+    raw = Classifier(heads, domains, table, bias).logits(words, offsets)
+    if not all(np.isfinite(x).all() for x in (table, bias, raw)):
         raise UserError(f"training diverged: the model holds numbers that are not finite; lower rate ({config.rate:g})")
     for k in range(len(heads)):
         there = (part == CALIBRATE) & ~np.isnan(targets[:, k])
         slope, shift = _platt(raw[there, k].astype(np.float64), targets[there, k])
-        weights[:, k], bias[k] = weights[:, k] * slope, bias[k] * slope + shift
-    model = Classifier(heads, domains, embeddings, weights, bias)
+        table[:, k], bias[k] = table[:, k] * slope, bias[k] * slope + shift
+    model = Classifier(heads, domains, table, bias)
     test = part == TEST
     groups = [row.groups for row, tested in zip(rows, test, strict=True) if tested]
     found = _metrics(model, model.logits(words, offsets)[test], targets[test], groups)
     found["rows"] = {"train": int((part == TRAIN).sum()), "calibrate": int((part == CALIBRATE).sum())}
     about = {"config": config.model_dump(mode="json", exclude={"labels"}), "metrics": found}
-    return Classifier(heads, domains, embeddings, weights, bias, about)
+    return replace(model, about=about)
 
 
 def _targets(rows: list[Row], heads: tuple[str, ...], domains: tuple[str, ...]) -> np.ndarray:
@@ -140,8 +140,8 @@ def _parts(rows: list[Row], config: ClassifierConfig) -> np.ndarray:
 
 def _descend(
     words: np.ndarray, offsets: np.ndarray, targets: np.ndarray, chosen: np.ndarray, singles: int, config: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(embeddings, weights, bias) after all epochs.
+) -> tuple[np.ndarray, np.ndarray]:
+    """(table, bias) after all epochs: embeddings and the weights of the heads, multiplied out.
 
     Embeddings begin at zero, so that an n-gram never seen adds nothing; what tells the dimensions apart are the
     weights, normal by hash.
@@ -157,7 +157,11 @@ def _descend(
         rate = np.float32(config.rate * (1 - epoch / config.epochs))
         order = chosen[np.argsort(mix(mix(chosen.astype(np.uint64)) + np.uint64(epoch)), kind="stable")]
         train_epoch(words, offsets, order, targets, singles, embeddings, weights, bias, squares, rate)
-    return embeddings, weights, bias
+    # Column by column: a BLAS product may depend on the number of threads.
+    table = np.zeros((config.buckets, outputs), np.float32)
+    for j, row in enumerate(weights):
+        table += embeddings[:, j, None] * row
+    return table, bias
 
 
 def _platt(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
