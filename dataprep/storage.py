@@ -300,10 +300,10 @@ class Attempt:
             self.files[name] = {"name": final, "bytes": os.path.getsize(temporary), "xxh3": digest}
             _place(temporary, join(self.directory, final))
 
-    def table(self, name: str, table: pa.Table, row_group_size: int = 1 << 16) -> None:
+    def table(self, name: str, table: pa.Table) -> None:
         """Write a table as zstd Parquet."""
         with self.file(name, ".parquet") as path:
-            pq.write_table(table, path, compression="zstd", row_group_size=row_group_size)
+            pq.write_table(table, path, compression="zstd", row_group_size=1 << 16)
 
     def arrow(self, name: str, tables: Iterable[pa.Table], schema: pa.Schema, compression: str = "zstd") -> None:
         """Write tables as one Arrow IPC file: quick to read back, and fit for large binary columns."""
