@@ -1,16 +1,18 @@
 """What a person sees of quality: the sums in a commit, and a sheet of examples to read before trusting them."""
 
-from html import escape
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataprep.quality import encode, groups
-from dataprep.rules import RULES, TIERS
+from dataprep.quality import counts, groups
+from dataprep.rules import TIERS
 from kernels.words import mix
 
+SHEET = Path(__file__).with_name("sheet.html")
 BINS = 20
 EXAMPLES = 3
 SHOWN = 1500  # characters of an example's text in the sheet
@@ -24,58 +26,42 @@ def aggregates(table: pa.Table, documents: pa.Table, measured: pa.Table) -> dict
     source -> tier -> up to EXAMPLES of {doc, rank, score, excerpt}, those with the smallest hash of doc (`rank`), so
     that several partitions' examples can be merged.
     """
-    group, names = groups(documents, measured)
-    codes, sources = encode(documents["source"])
-    tier = table["tier"].combine_chunks().indices.to_numpy().astype(np.int64)
-    size = pc.binary_length(documents["text"]).to_numpy()
-    cell = group * len(TIERS) + tier
-    count = np.bincount(cell, minlength=len(names) * len(TIERS))
-    total = np.bincount(cell, size, len(count)).astype(np.int64)
+    source, tier = documents["source"].cast(pa.string()), table["tier"].cast(pa.string())
+    sources: list[str] = source.unique().to_pylist()
+    none: dict[str, Any] = {name: {} for name in sources}
     bins = np.minimum((table["score"].to_numpy() * BINS).astype(np.int64), BINS - 1)
-    failed = table["failed"].combine_chunks()
-    rules = np.asarray(pc.list_flatten(failed).indices, np.int64)
-    rule_codes = codes[np.asarray(pc.list_parent_indices(failed), np.int64)]
-    bad = table["contaminated"].to_numpy()
-    evaluation = pc.fill_null(measured["evaluation"].cast(pa.string()), "").to_numpy(zero_copy_only=False)
-    examples = _examples(table, documents, codes * len(TIERS) + tier)
-    result: dict[str, Any] = {
-        "cells": [
-            {"source": s, "language": l, "tier": t, "documents": int(count[k]), "bytes": int(total[k])}
-            for k, (s, l, t) in enumerate((s, l, t) for s, l in names for t in TIERS)
-            if count[k]
-        ]
+    scores = counts(source, tier, pa.array(bins))
+    failed, bad = table["failed"].combine_chunks(), table["contaminated"]
+    return {
+        "cells": _cells(source, table["language"].cast(pa.string()), tier, pc.binary_length(documents["text"])),
+        "failed": none | counts(source.take(pc.list_parent_indices(failed)), pc.list_flatten(failed)),
+        "scores": {s: {t: [scores[s].get(t, {}).get(str(b), 0) for b in range(BINS)] for t in TIERS} for s in sources},
+        "evaluation": none | counts(source.filter(bad), measured["evaluation"].filter(bad)),
+        "examples": _examples(table, documents),
     }
-    for name in ("failed", "scores", "evaluation", "examples"):
-        result[name] = {}
-    for code, name in enumerate(sources):
-        here = codes == code
-        result["failed"][name] = _counts(rules[rule_codes == code], tuple(RULES))
-        by_tier = np.bincount(tier[here] * BINS + bins[here], minlength=len(TIERS) * BINS).reshape(-1, BINS)
-        result["scores"][name] = dict(zip(TIERS, by_tier.tolist(), strict=True))
-        hit, hits = np.unique(evaluation[here & bad], return_counts=True)
-        result["evaluation"][name] = dict(zip(hit.tolist(), hits.tolist(), strict=True))
-        result["examples"][name] = {
-            t: found for k, t in enumerate(TIERS) if (found := examples.get(code * len(TIERS) + k))
-        }
-    return result
 
 
-def _examples(table: pa.Table, documents: pa.Table, group: np.ndarray) -> dict[int, list[dict[str, Any]]]:
+def _cells(*columns: pa.ChunkedArray) -> list[dict[str, Any]]:
+    keys = ["source", "language", "tier"]
+    sums = pa.table(columns, [*keys, "bytes"]).group_by(keys).aggregate([("bytes", "count"), ("bytes", "sum")])
+    rows = sorted(sums.to_pylist(), key=lambda row: (row["source"], row["language"], TIERS.index(row["tier"])))
+    return [{k: row[k] for k in keys} | {"documents": row["bytes_count"], "bytes": row["bytes_sum"]} for row in rows]
+
+
+def _examples(table: pa.Table, documents: pa.Table) -> dict[str, dict[str, list[dict[str, Any]]]]:
     rank = mix(documents["doc"].to_numpy())
+    group, names = groups(documents["source"], table["tier"])
     order = np.lexsort((rank, group))
     place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
     chosen = order[place < EXAMPLES]
     excerpts = pc.utf8_slice_codeunits(documents["text"].take(pa.array(chosen)), 0, 200)
-    result: dict[int, list[dict[str, Any]]] = {}
+    result: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row, excerpt in zip(chosen.tolist(), excerpts.to_pylist(), strict=True):
         points = round(table["score"][row].as_py(), 4)
         example = {"doc": documents["doc"][row].as_py(), "rank": int(rank[row]), "score": points, "excerpt": excerpt}
-        result.setdefault(int(group[row]), []).append(example)
+        source, tier = names[group[row]]
+        result.setdefault(source, {}).setdefault(tier, []).append(example)
     return result
-
-
-def _counts(codes: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
-    return {name: count for name, count in zip(names, np.bincount(codes).tolist(), strict=False) if count}
 
 
 def sheet(examples: list[dict[str, Any]]) -> str:
@@ -83,31 +69,11 @@ def sheet(examples: list[dict[str, Any]]) -> str:
 
     Each has doc, source, id, text, tier, score, failed and the signals. Everything is escaped.
     """
-    parts = [_HEAD]
-    heading = None
-    for row in examples:
-        if heading != (heading := (row["source"], row["tier"])):
-            parts.append(f"<h2>{escape(row['source'])}: {escape(row['tier'])}</h2>")
-        reasons = ", ".join(row["failed"]) or "none"
-        language = f"{row['language']} ({row['language_score']:.2f})"
-        facts = f"score {row['score']:.3f}, language {language}, failed rules: {reasons}"
-        signals = " ".join(f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float))
-        text = row["text"]
-        more = f"\n[... {len(text) - SHOWN:,} characters more]" if len(text) > SHOWN else ""
-        parts += [
-            f"<h3>doc {row['doc']}, {_visible(str(row['id']))}</h3><p>{escape(facts)}</p>",
-            f"<details><summary>signals</summary><p>{escape(signals)}</p></details>",
-            f"<pre>{_visible(text[:SHOWN] + more)}</pre>",
-        ]
-    return "\n".join(parts) + "\n"
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    page.filters["visible"] = _visible
+    return page.from_string(SHEET.read_text()).render(examples=examples, shown=SHOWN)
 
 
 def _visible(text: str) -> str:
-    """The text for HTML, with what could move or hide other text (controls, bidi) spelt out."""
-    return escape("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
-
-
-_HEAD = """<!doctype html><meta charset="utf-8"><title>Quality: examples</title>
-<style>body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f4f4;padding:1em}</style>
-<h1>Quality: examples</h1><p>Of every source and tier, the documents with the smallest hash: nobody chose them.</p>"""
+    """The text with what could move or hide other text (controls, bidi) spelt out."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

@@ -14,15 +14,14 @@ import pycld2
 from dataprep import decontaminate, quality, storage
 from dataprep.quality_report import EXAMPLES, aggregates, sheet
 from dataprep.rules import TIERS, QualityConfig
-from dataprep.signals import load_phrases
 from dataprep.storage import Attempt, Commit, UserError, read_table
 from jobs import corpus
 from jobs.config import Config
 from jobs.engine import Engine, Step, once_per_run
 from jobs.progress import say
 
-VERSION = 3
-MEASURED = {"bad_words", "classifier", "score", "decontaminate"}  # keys that `measure` depends on
+VERSION = 4
+MEASURED = {"classifier", "score", "decontaminate"}  # keys that `measure` depends on
 
 
 @once_per_run
@@ -35,10 +34,10 @@ def signals(engine: Engine, config: Config) -> list[Commit]:
     }
     about["decontaminate"] = section.decontaminate.model_dump(mode="json", exclude={"threshold", "action"})
     files = {f"decontaminate.sets.{name}": s.path for name, s in section.decontaminate.sets.items()}
-    files |= {name: path for name in ("bad_words", "classifier") if (path := getattr(section, name))}
+    if section.classifier:
+        files["classifier"] = section.classifier
     inputs = {name: _content(name, path) for name, path in files.items()}
     decontaminate.load.cache_clear()  # by an earlier run in this process, of files that may have changed
-    load_phrases.cache_clear()
     if section.decontaminate.sets and not engine.dry_run:
         _report(decontaminate.load(section.decontaminate.model_dump_json()))
     tasks = [p.task(section, **inputs) for p in corpus.partitions(engine, config)]

@@ -59,7 +59,7 @@ def test_estimates_are_as_good_as_datasketchs():
         pool = random.integers(0, 2**63, 2 * size - shared) if pair % 2 else np.arange(2 * size - shared)
         a, b = pool[:size], pool[size - shared :]
         jaccard = shared / (2 * size - shared)
-        words, offsets = flat([minhash.mix_array(s.astype(np.uint64)).tolist() for s in (a, b)])
+        words, offsets = flat([minhash.mix(s.astype(np.uint64)).tolist() for s in (a, b)])
         one, other = minhash.signatures(words, offsets, 1, multipliers, addends)
         errors.append((one == other).mean() - jaccard)
         sketches = [datasketch.MinHash(permutations, seed=pair + 1) for _ in (a, b)]
