@@ -6,10 +6,10 @@ if not __package__:  # run as a script
 import argparse
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,6 @@ class StageLog:
     step: Step
     info: StageInfo
     directory: str
-
-    @property
-    def heartbeat(self) -> str:
-        return join(self.directory, self.info.heartbeat)
 
     @property
     def ended(self) -> bool:
@@ -195,7 +191,7 @@ def pack_stage(engine: Engine, prepared: Prepared, stage: StageLog) -> dict[str,
             f"stage {name} is not packed as promised: {'; '.join(wrong)}; remove {stage.directory} and report it"
         )
     end = shards.write_end(stage.directory, [c.aggregates["sequences"] for c in commits], totals)
-    storage.remove(stage.heartbeat)
+    storage.remove(join(stage.directory, shards.HEARTBEAT))
     return end
 
 
@@ -213,30 +209,30 @@ def write_window(out: Attempt, drawn: pa.Table, window: int, info: StageInfo, po
 @contextmanager
 def alive(stages: list[StageLog]) -> Iterator[None]:
     """Beat the stages' hearts while the block runs; if it fails, say so there, so that nobody waits for ever."""
-    stop = threading.Event()
-
-    def everywhere(action: Callable[[str], None]) -> None:
-        for stage in stages:
-            if not stage.ended:
-                action(stage.heartbeat)
+    stop, failed = threading.Event(), None
 
     def beat() -> None:
-        while not stop.wait(BEAT_SECONDS):
-            everywhere(shards.beat)
+        for stage in stages:
+            if not stage.ended:
+                shards.beat(stage.directory, failed)
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    def go_on() -> None:
+        while not stop.wait(BEAT_SECONDS):
+            beat()
+
+    beat()
+    thread = threading.Thread(target=go_on, name="heartbeat", daemon=True)
+    thread.start()
     try:
-        everywhere(shards.beat)
-        thread.start()
         yield
     except BaseException as error:
-        stop.set()
-        thread.join()
-        everywhere(partial(shards.fail, message=str(error) or type(error).__name__))
+        failed = str(error) or type(error).__name__
         raise
     finally:
         stop.set()
         thread.join()
+        if failed:
+            beat()
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

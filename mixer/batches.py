@@ -63,8 +63,8 @@ def global_batches(
     others. Raises UserError where the log is of another plan or stage, or ends before the state. `log.close` stops the
     thread that reads ahead.
     """
-    here = {"plan": log.stage.plan, "stage": log.stage.stage}
-    state = here | {"step": 0, "cursor": 0} if state is None else state
+    here: dict[str, Any] = {"plan": log.stage.plan, "stage": log.stage.stage}
+    state = state or here | {"step": 0, "cursor": 0}
     step, start = state["step"], state["cursor"]
     for what, there in here.items():
         if state[what] != there:

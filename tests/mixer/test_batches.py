@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dataprep.storage import UserError, join, write_json
 from mixer.batches import BatchSizes, global_batches, slices
 from mixer.reader import ShardLog
-from mixer.shards import fail, write_end
+from mixer.shards import beat, write_end
 from tests.mixer.log import SIZES, expected, rows, stage, write, write_log
 
 TOTAL = sum(SIZES)
@@ -127,7 +127,7 @@ def test_an_error_of_the_thread_reaches_the_caller_who_reads_that_step(log):
 def test_following_a_packer_and_its_death(tmp_path):
     directory = str(tmp_path)
     INFO.save(directory)
-    fail(join(directory, "heartbeat.json"), "no space left")
+    beat(directory, "no space left")
     write(directory, 0, INFO, SIZES[0])
     sizes = BatchSizes(64, 60 * 64)
     batches = global_batches(ShardLog(directory), sizes)
