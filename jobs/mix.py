@@ -30,8 +30,8 @@ from mixer.plan import Plan
 from mixer.planner import make_plan
 from mixer.shards import StageInfo
 
-VERSION = 5
-PLAN_VERSION = 4
+VERSION = 6
+PLAN_VERSION = 5
 LATEST = "latest"  # what --diff compares with if no file is named
 BEAT_SECONDS = 5.0
 

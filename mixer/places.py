@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from mixer.config import CLASSES, MixConfig
-from mixer.inventory import BUCKETS, WITHIN
 from mixer.plan import StagePlan
 
 # A cell's items lie on a line of its tokens, from 0 to 1, in the order of their draw hash. `knots` are the hashes where
@@ -103,18 +102,11 @@ def places(
 
 def _line(cell: dict[str, Any], splits: list[bool], cap: int) -> _Line:
     """splits: of each stage, whether it packs all tokens of a document, however long."""
-    if cell.get("items"):
-        columns = np.array(cell["items"], np.int64)
-        knots, piece = np.unique(columns[0], return_inverse=True)
-        tokens, *taken = (np.bincount(piece, column) for column in columns[1:])
-        rest = iter(taken)
-        usable = [tokens if split else next(rest) for split in splits]
-    else:
-        knots, tokens = np.arange(BUCKETS) << WITHIN, np.array(cell["buckets"], np.float64)
-        left = [1 if split else cell["usable"][i] / max(1, cell["tokens"]) for i, split in enumerate(splits)]
-        usable = [tokens * part for part in left]
+    places, tokens, *taken = np.array(cell["pieces"], np.int64)
+    rest = iter(taken)
+    usable = [tokens if split else next(rest) for split in splits]
     sums = [np.concatenate([[0.0], np.cumsum(u[::-1])]) for u in usable]
-    return _Line(knots, tokens, sums, bool(cell.get("items")), cap)
+    return _Line(places, tokens, sums, cell["exact"], cap)
 
 
 def _cut_class(lines: list[_Line], s: int, stage: StagePlan, cells: list[int], stages: Sequence[StagePlan]) -> None:
