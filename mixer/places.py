@@ -45,13 +45,9 @@ class _Line:
         sums = self.usable[stage]
         return float(copies * sums[-1] + np.interp(rest, np.arange(len(sums)), sums))
 
-    def between(self, stage: int, first: float, last: float) -> float:
-        return self.amount(stage, last) - self.amount(stage, first)
-
-    def draw(self, stage: int, cut: float) -> float:
-        """Move the cut; returns the tokens this adds."""
-        before, self.cut = self.cut, cut
-        return self.between(stage, before, cut)
+    def gain(self, stage: int, cut: float) -> float:
+        """Tokens that moving the cut there adds."""
+        return self.amount(stage, cut) - self.amount(stage, self.cut)
 
     def position(self, sums: np.ndarray, amount: float) -> float:
         """Where `amount` tokens are reached; in an exact cell the boundary between items that is nearest."""
@@ -110,37 +106,35 @@ def _line(cell: dict[str, Any], splits: list[bool], cap: int) -> _Line:
 
 
 def _cut_class(lines: list[_Line], s: int, stage: StagePlan, cells: list[int], stages: Sequence[StagePlan]) -> None:
-    """Cut one stage's cells of one class; what rounding leaves over is the next cell's, of the same source first.
+    """Cut one stage's cells of one class: each where it comes nearest to its plan, then some an item or two further.
 
     A cell can be cut between its items only (one too large to list, where its buckets' mean puts it), so it misses by
-    about half an item; handed on, a source misses by about one, and the class by what moving single cuts by an item or
-    two cannot mend.
+    up to half an item. Moving single cuts, the one that helps most first, makes the sum of these misses small.
     """
     before = {c: lines[c].cut for c in cells if stage.cells[c].planned}
     most = {c: _limit(lines[c], stage.cells[c].copies_after, stages[-1].cells[c].copies_after) for c in before}
-    coarse: dict[tuple[bool, str], float] = {}  # mean tokens of an item in a source's coarsest cell
+    left = 0.0
     for c in before:
-        group = (lines[c].exact, stage.cells[c].source)
-        coarse[group] = max(coarse.get(group, 0), lines[c].tokens.mean())
-    carry = 0.0
-    for (exact, source), _ in sorted(coarse.items(), key=lambda group: (not group[0][0], -group[1], group[0])):
-        members = [c for c in before if (lines[c].exact, stage.cells[c].source) == (exact, source)]
-        for c in sorted(members, key=lambda c: -lines[c].tokens.mean()):
-            line, planned = lines[c], stage.cells[c].planned
-            room = max(planned / 2, line.tokens.max() if exact else 0)  # of another's tokens, no cell takes more
-            carry += planned
-            wanted = min(max(carry, planned - room), planned + room)
-            end = line.position(line.usable[s], line.amount(s, line.cut) + wanted)
-            carry -= line.draw(s, max(line.cut, min(end, most[c])))
-    left = sum(stage.cells[c].planned - lines[c].between(s, cut, lines[c].cut) for c, cut in before.items())
-    while True:
-        steps = [(c, step) for c in before if lines[c].exact for step in (-2, -1, 1, 2)]
-        steps = [(c, step) for c, step in steps if before[c] <= lines[c].cut + step <= most[c]]
-        tries = [(abs(left - lines[c].between(s, lines[c].cut, lines[c].cut + step)), c, step) for c, step in steps]
-        best, c, step = min(tries, default=(abs(left), 0, 0))
+        line, planned = lines[c], stage.cells[c].planned
+        end = line.position(line.usable[s], line.amount(s, line.cut) + planned)
+        end = max(line.cut, min(end, most[c]))
+        left += planned - line.gain(s, end)
+        line.cut = end
+
+    def moves(c: int) -> list[tuple[float, int, int]]:
+        """(tokens more, cell, items more)"""
+        cut, steps = lines[c].cut, (-2, -1, 1, 2) if lines[c].exact else ()
+        within = [step for step in steps if before[c] <= cut + step <= most[c]]
+        return [(lines[c].gain(s, cut + step), c, step) for step in within]
+
+    possible = {c: moves(c) for c in before}
+    while tries := [(abs(left - more), c, step) for found in possible.values() for more, c, step in found]:
+        best, c, step = min(tries)
         if best >= abs(left):
             break
-        left -= lines[c].draw(s, lines[c].cut + step)
+        left -= lines[c].gain(s, lines[c].cut + step)
+        lines[c].cut += step
+        possible[c] = moves(c)
 
 
 def _limit(line: _Line, after: float, last: float) -> float:
