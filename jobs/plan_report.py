@@ -152,8 +152,8 @@ def diff(old: dict[str, Any], plan: Plan, under_way: dict[str, str]) -> Iterator
     try:
         before = Plan.from_json(old, None)
         was = {s.name: (s, draws(before, s, old["places"])) for s in before.stages}
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        raise UserError(f"--diff: this is not a plan of this version ({type(error).__name__}: {error})") from None
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+        raise UserError("--diff: this is not a plan of this version; plan again to compare with") from None
     places = plan.to_json()["places"]
     why = [*settings("mix", before.config, plan.config)]
     why += documents(before, plan, old["places"]["documents"] != places["documents"])
