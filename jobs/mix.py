@@ -24,7 +24,8 @@ from jobs.progress import say
 from mixer import guarantees, shards
 from mixer.config import HELD_OUT, MixConfig
 from mixer.draw import draw
-from mixer.inventory import Exclude, add_inventories, longest_context, take_inventory
+from mixer.exclude import load_exclude
+from mixer.inventory import add_inventories, longest_context, take_inventory
 from mixer.pack import pack_window
 from mixer.plan import Plan
 from mixer.planner import make_plan
@@ -70,8 +71,8 @@ def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit
     about = mix.model_dump(mode="json", include={"thresholds", "seed"})
     about["held_out"], about["longest"] = mix.held_out.fraction, longest_context(mix)
     about["stages"] = [[s.context, s.long_documents] for s in mix.stages]
-    lines = Exclude.load(mix.exclude).ids
-    about["exclude"] = storage.fingerprint(lines.to_pylist())
+    lines = load_exclude(mix.exclude)["id"].to_pylist()
+    about["exclude"] = storage.fingerprint(lines)
     about["contaminated"] = config.quality.decontaminate.drops
     tasks = []
     for p, verdict, score, encoded in zip(partitions, verdicts, scores, ids, strict=True):
@@ -79,7 +80,7 @@ def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit
         inputs = {"dedup": verdict.fingerprint, "quality": score.fingerprint, "tokens": encoded.fingerprint}
         tasks.append(p.task(*paths, mix, config.quality.decontaminate.drops, **inputs))
     inventories = engine.map(Step("inventory", VERSION, about), take_partition, tasks)
-    unused = set(lines.to_pylist()).difference(*(c.aggregates["exclude_lines"] for c in inventories))
+    unused = set(lines).difference(*(c.aggregates["exclude_lines"] for c in inventories))
     if unused:
         examples = ", ".join(sorted(unused)[:5])
         say(f"warning: {len(unused):,} of {len(lines):,} lines of {mix.exclude} name no document: {examples}, ...")
@@ -95,7 +96,7 @@ def take_partition(
         read_table(scores, ["doc", "tier", "contaminated"] if drop else ["doc", "tier"]),
         read_table(ids, ["doc", "n_tokens"]),
         mix,
-        Exclude.load(mix.exclude),
+        load_exclude(mix.exclude),
     )
     out.arrow("inventory", [table], table.schema)
     return sums

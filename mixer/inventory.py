@@ -1,62 +1,20 @@
 """What one corpus partition offers: a table of the documents to draw from, and its sums for the planner."""
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataprep.storage import UserError, add_up, read_bytes
+from dataprep.storage import UserError, add_up
 from mixer.config import CLASSES, HELD_OUT, TIERS, MixConfig
+from mixer.exclude import excludes
 from mixer.hashing import hashed
 
 BUCKETS = 1024
 EXACT = 4096  # a cell of at most so many items lists them all
-DOC_LINE = re.compile(r"doc:[0-9]{1,20}")
-HASH_LINE = re.compile(r"[0-9a-fA-F]{32}")
 WITHIN = 32 - 10  # bits of the draw hash below the bucket's number
-
-
-@dataclass(frozen=True)
-class Exclude:
-    """The lines of the exclude file, each as the owner's id and as what else it may mean (null: nothing else).
-
-    A line is an owner's id, a content hash (32 hexadecimal digits), or `doc:` and a document's number.
-    """
-
-    ids: pa.Array
-    docs: pa.Array
-    hashes: pa.Array
-
-    @classmethod
-    def load(cls, path: str | None) -> "Exclude":
-        """UserError where the file is missing or no text."""
-        try:
-            text = read_bytes(path).decode("utf-8-sig") if path else ""
-        except FileNotFoundError:
-            raise UserError(f"mix.exclude: there is no file {path}; mend the path or set it to null") from None
-        except (OSError, ImportError, ValueError) as error:
-            raise UserError(f"mix.exclude: {path} cannot be read as UTF-8 text ({error})") from None
-        lines = sorted({stripped for line in text.split("\n") if (stripped := line.strip())})
-        docs = [int(x[4:]) if DOC_LINE.fullmatch(x) and int(x[4:]) < 1 << 64 else None for x in lines]
-        hashes = [bytes.fromhex(x) if HASH_LINE.fullmatch(x) else None for x in lines]
-        return cls(pa.array(lines, pa.string()), pa.array(docs, pa.uint64()), pa.array(hashes, pa.binary(16)))
-
-    def matches(self, documents: pa.Table) -> np.ndarray:
-        """Which rows of a table with doc, id and content_hash a line names."""
-        found = [pc.is_in(documents[name], lines) for name, lines in self._columns()]
-        return pc.or_(pc.or_(*found[:2]), found[2]).to_numpy()
-
-    def used(self, documents: pa.Table) -> list[str]:
-        """The lines that name a row of this table."""
-        found = [pc.and_(pc.is_valid(x), pc.is_in(x, documents[name].combine_chunks())) for name, x in self._columns()]
-        return self.ids.filter(pc.or_(pc.or_(*found[:2]), found[2])).to_pylist()
-
-    def _columns(self) -> tuple[tuple[str, pa.Array], ...]:
-        return ("doc", self.docs), ("id", self.ids), ("content_hash", self.hashes)
 
 
 def draw_hash(seed: int, doc: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -82,12 +40,12 @@ def longest_context(config: MixConfig) -> int:
 
 
 def take_inventory(
-    documents: pa.Table, dedup: pa.Table, quality: pa.Table, tokens: pa.Table, config: MixConfig, exclude: Exclude
+    documents: pa.Table, dedup: pa.Table, quality: pa.Table, tokens: pa.Table, config: MixConfig, exclude: pa.Table
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Join a partition's tables into the documents to draw from and sums that `add_inventories` adds up.
 
     documents: doc, source, id, content_hash. dedup: doc, keep, cluster. quality: doc, tier and, where it shall take
-    effect, contaminated. tokens: doc, n_tokens.
+    effect, contaminated. tokens: doc, n_tokens. exclude: of `load_exclude`.
     The table: doc uint64, row uint32 (in the partition), n_tokens uint32, source dictionary, tier and length_class
     uint8 (indices into TIERS and CLASSES), held_out bool. Raises UserError where the tables do not fit together.
     """
@@ -101,7 +59,7 @@ def take_inventory(
         raise UserError(f"the quality table has the tier {odd[0]!r}; the tiers are {', '.join(TIERS)}")
     n_tokens = tokens["n_tokens"].to_numpy()
     kept = dedup["keep"].to_numpy()
-    excluded = exclude.matches(documents)
+    excluded, lines_used = excludes(exclude, documents)
     contaminated = np.zeros(len(doc), bool)
     if "contaminated" in quality.column_names:
         contaminated = quality["contaminated"].to_numpy() & kept & ~excluded
@@ -120,7 +78,7 @@ def take_inventory(
         }
     ).filter(pa.array(kept & ~excluded & ~contaminated))
     sums = {
-        "exclude_lines": exclude.used(documents),
+        "exclude_lines": lines_used,
         "cells": _cells(table, config),
         "removed": {
             "duplicate": _count(n_tokens, ~kept),

@@ -8,7 +8,8 @@ import pytest
 
 from dataprep.storage import UserError
 from mixer.config import CLASSES, TIERS
-from mixer.inventory import Exclude, add_inventories, take_inventory
+from mixer.exclude import load_exclude
+from mixer.inventory import add_inventories, take_inventory
 from tests.mixer.corpus import NOBODY, config, corpus, partition
 
 MIX = config(
@@ -63,17 +64,17 @@ def test_exclude_takes_document_numbers_owners_ids_and_hashes(tmp_path):
     file = tmp_path / "takedown.txt"
     lines = f"doc:{(3 << 40) + 5}\n web-3-6 \n\n{hashes[7].hex().upper()}\nnobody\n{(3 << 40) + 8}\n"
     file.write_bytes(b"\xef\xbb\xbf" + lines.encode())  # a number alone is an owner's id, and here nobody's
-    table, sums = take_inventory(*part, MIX, Exclude.load(str(file)))
+    table, sums = take_inventory(*part, MIX, load_exclude(str(file)))
     assert sums["exclude_lines"] == sorted([f"doc:{(3 << 40) + 5}", "web-3-6", hashes[7].hex().upper()])
     assert sorted(set(range(40)) - set(table["row"].to_pylist())) == [5, 6, 7]
     assert sums["removed"]["excluded"] == {"documents": 3, "tokens": 30}
     with pytest.raises(UserError, match="no file"):
-        Exclude.load(str(tmp_path / "absent"))
+        load_exclude(str(tmp_path / "absent"))
     for content in (b"\xff\xfe", None):
         broken = tmp_path / "broken"
         broken.mkdir() if content is None else broken.write_bytes(content)
         with pytest.raises(UserError, match="broken cannot be read"):
-            Exclude.load(str(broken))
+            load_exclude(str(broken))
         broken.rmdir() if content is None else broken.unlink()
 
 
