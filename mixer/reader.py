@@ -15,7 +15,7 @@ from dataprep.storage import Commit, UserError, arrow_file, filesystem, is_local
 from mixer.cache import ShardCache
 from mixer.shards import HEARTBEAT, QUARANTINE, SEGMENT, SHARD, STORED, StageInfo, checksums, read_end, shard_key
 
-__all__ = ["SEGMENT", "Batch", "Damaged", "ShardFile", "ShardLog", "StageInfo"]
+__all__ = ["SEGMENT", "Batch", "Damaged", "ShardLog", "StageInfo"]
 
 POLL_SECONDS = 0.05, 2.0  # from the first look to the slowest
 REQUESTS = 32  # commits that are asked for at once
