@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from dataprep.storage import UserError
+from kernels.head_loss import CHUNK
 from trainer.config import ModelConfig, TrainConfig
-from trainer.loss import CHUNK
 
 PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bfloat16, by the name of the device
 

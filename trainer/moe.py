@@ -15,11 +15,11 @@ from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from trainer.attention import Layout, at_least_float32
+from kernels.fused import combine, inverted, sorted_by, spread, tally
+from kernels.grouped import grouped_linear, swiglu_linear
+from trainer.attention import Layout
 from trainer.collectives import AllToAll, all_gather
 from trainer.config import ModelConfig
-from trainer.fused import combine, inverted, sorted_by, spread, tally
-from trainer.grouped import grouped_linear, swiglu_linear
 
 
 class Routing(NamedTuple):
@@ -38,7 +38,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Each token's probabilities over the experts, in float32 or better. (T, E)."""
-        dtype = at_least_float32(x_TD.dtype)
+        dtype = torch.promote_types(x_TD.dtype, torch.float32)
         return F.linear(x_TD.to(dtype), self.weight.to(dtype)).softmax(-1)
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from trainer.attention import Decay, Layout
+from kernels.lightning_chunks import Decay
+from trainer.attention import Layout
 from trainer.config import TrainConfig
 from trainer.model import Decoder
 from trainer.moe import Routing

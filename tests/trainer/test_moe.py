@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from kernels.grouped import grouped_linear, grouped_outer
 from trainer import moe
 from trainer.attention import Layout
 from trainer.config import ModelConfig
-from trainer.grouped import grouped_linear, grouped_outer
 from trainer.moe import MoE, heaviest, route, router_metrics, shared_allowance
 from trainer.recompute import ROUTING, operators
 
