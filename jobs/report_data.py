@@ -126,7 +126,7 @@ def flow(outputs: Outputs) -> dict[str, Counts]:
 
 
 def _inventory(commit: Commit) -> dict[str, Any]:
-    """The sums of one inventory without its buckets and items."""
+    """The sums of one inventory without its pieces."""
     cells = [
         {cell["source"]: {(cell["tier"], "held out" if cell["held_out"] else cell["length_class"]):
                           [cell["documents"], cell["tokens"]]}}
