@@ -62,7 +62,7 @@ def cases(machine: Machine, sizes: tuple[int, ...]) -> dict[str, Case]:
             (2 * tokens + 3 * rows) * hidden,
         ),
         "experts": Case(
-            lambda x, up, down: swiglu_linear(grouped_linear(x, up, count), down, count),
+            lambda x, up, down: expert_ffn(x, up, down, count),
             [random(rows, hidden), random(experts, 2 * ffn, hidden), random(experts, hidden, ffn)],
         ),
         "softmax_attention": Case(
@@ -70,6 +70,15 @@ def cases(machine: Machine, sizes: tuple[int, ...]) -> dict[str, Case]:
             [random(tokens, heads, size), *(random(tokens, key_heads, size) for _ in range(2))],
         ),
     }
+
+
+def expert_ffn(x: Tensor, gate_up: Tensor, down: Tensor, count: Tensor) -> Tensor:
+    """As the trainer computes it, or with a SwiGLU in the open, which torch.compile may fuse."""
+    both = grouped_linear(x, gate_up, count)
+    if fused.on_gpu(both):
+        return swiglu_linear(both, down, count)
+    gate, up = both.chunk(2, dim=-1)
+    return grouped_linear(F.silu(gate) * up, down, count)
 
 
 @contextmanager

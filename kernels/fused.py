@@ -38,6 +38,31 @@ def rotate(x_THN: Tensor, cos_T1r: Tensor, sin_T1r: Tensor) -> Tensor:
     return torch.cat([*(x.to(rest.dtype) for x in turned), rest], dim=-1)
 
 
+def swiglu(gate_up_S2F: Tensor) -> Tensor:
+    """`silu(gate) * up` of [gate | up], without a graph. (S, F)."""
+    if on_gpu(gate_up_S2F):
+        from kernels import experts as kernel
+
+        return kernel.swiglu(gate_up_S2F)
+    gate_SF, up_SF = gate_up_S2F.chunk(2, dim=-1)
+    return F.silu(gate_SF).mul_(up_SF)
+
+
+def swiglu_backward(gate_up_S2F: Tensor, grad_SF: Tensor) -> tuple[Tensor, Tensor]:
+    """(gradient of [gate | up], SwiGLU once more): the next product needs both, so nothing was kept of the latter."""
+    if on_gpu(gate_up_S2F):
+        from kernels import experts as kernel
+
+        return kernel.swiglu_backward(gate_up_S2F, grad_SF)
+    gate_SF, up_SF = gate_up_S2F.chunk(2, dim=-1)
+    d_gate_up_S2F = torch.empty_like(gate_up_S2F)
+    d_gate_SF, d_up_SF = d_gate_up_S2F.chunk(2, dim=-1)
+    silu_SF = F.silu(gate_SF)
+    torch.mul(grad_SF, silu_SF, out=d_up_SF)
+    torch.ops.aten.silu_backward.grad_input(grad_SF * up_SF, gate_SF, grad_input=d_gate_SF)
+    return d_gate_up_S2F, silu_SF.mul_(up_SF)
+
+
 def sorted_by(kind_S: Tensor, kinds: int) -> tuple[Tensor, Tensor, Tensor]:
     """The stable order of numbers in [0, kinds), its inverse, and how many there are of each."""
     if on_gpu(kind_S):

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kernels import fused
 
@@ -69,33 +68,22 @@ def _backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor, Tensor, None]:
 grouped_linear.register_autograd(_backward, setup_context=_save)
 
 
-def swiglu_linear(gate_up_S2F: Tensor, weight_EOF: Tensor, count_E: Tensor) -> Tensor:
-    """`grouped_linear` of `silu(gate) * up`, which on a GPU is computed again instead of kept. (S, O)."""
-    if fused.on_gpu(gate_up_S2F):
-        return torch.ops.trivium.swiglu_linear(gate_up_S2F, weight_EOF, count_E)
-    gate_SF, up_SF = gate_up_S2F.chunk(2, dim=-1)
-    return grouped_linear(F.silu(gate_SF) * up_SF, weight_EOF, count_E)
-
-
 @torch.library.custom_op("trivium::swiglu_linear", mutates_args=())
-def _swiglu_linear(gate_up_S2F: Tensor, weight_EOF: Tensor, count_E: Tensor) -> Tensor:
-    from kernels.experts import swiglu
-
-    return grouped_linear(swiglu(gate_up_S2F), weight_EOF, count_E)
+def swiglu_linear(gate_up_S2F: Tensor, weight_EOF: Tensor, count_E: Tensor) -> Tensor:
+    """`grouped_linear` of `silu(gate) * up`, which is computed again for the gradients instead of kept. (S, O)."""
+    return grouped_linear(fused.swiglu(gate_up_S2F), weight_EOF, count_E)
 
 
 @torch.library.custom_op("trivium::swiglu_linear_backward", mutates_args=())
 def _swiglu_linear_backward(
     grad_SO: Tensor, gate_up_S2F: Tensor, weight_EOF: Tensor, count_E: Tensor
 ) -> tuple[Tensor, Tensor]:
-    from kernels.experts import swiglu_backward
-
     grad_SO = grad_SO.contiguous()
-    d_gate_up_S2F, h_SF = swiglu_backward(gate_up_S2F, grouped_linear(grad_SO, weight_EOF.mT, count_E))
+    d_gate_up_S2F, h_SF = fused.swiglu_backward(gate_up_S2F, grouped_linear(grad_SO, weight_EOF.mT, count_E))
     return d_gate_up_S2F, grouped_outer(grad_SO, h_SF, count_E)
 
 
-@_swiglu_linear.register_fake
+@swiglu_linear.register_fake
 def _(gate_up_S2F: Tensor, weight_EOF: Tensor, count_E: Tensor) -> Tensor:
     return gate_up_S2F.new_empty(gate_up_S2F.shape[0], weight_EOF.shape[1])
 
@@ -105,6 +93,6 @@ def _(grad_SO: Tensor, gate_up_S2F: Tensor, weight_EOF: Tensor, count_E: Tensor)
     return torch.empty_like(gate_up_S2F), weight_EOF.new_empty(weight_EOF.shape)
 
 
-_swiglu_linear.register_autograd(
+swiglu_linear.register_autograd(
     lambda ctx, grad: (*torch.ops.trivium.swiglu_linear_backward(grad, *ctx.saved_tensors), None), setup_context=_save
 )

@@ -11,6 +11,7 @@ may hold different numbers of targets.
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import time
@@ -35,6 +36,7 @@ from trainer.recompute import prepare
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 TIMEOUT = timedelta(hours=6)  # ranks also wait this long for rank 0 while it waits for the packer
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 LOCK_SECONDS = 10.0  # a worker that Ray has killed may die while its successor starts
 
 
@@ -75,6 +77,15 @@ class World:
         dist.barrier()
 
 
+def keep_freed_memory() -> None:
+    """glibc hands freed blocks of any size back to the system, which zeroes them when they are wanted again a moment
+    later: an eighth of a step's time on the CPU. It keeps up to 2 GB of them, where the C library is glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, 32 << 20)  # the most it takes: blocks below come from the heap
+        mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
+
+
 @contextlib.contextmanager
 def world(config: TrainConfig) -> Iterator[World]:
     """Join the process group: that of torchrun or of Ray Train, or one of a single process."""
@@ -82,6 +93,8 @@ def world(config: TrainConfig) -> Iterator[World]:
         raise UserError("train.device is cuda, but torch finds no GPU here; set train.device to cpu")
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.device == "cpu":
+        keep_freed_memory()
     mine = not dist.is_initialized()
     if mine and "RANK" in os.environ:
         dist.init_process_group(BACKENDS[config.device], timeout=TIMEOUT)
