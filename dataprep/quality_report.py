@@ -1,6 +1,6 @@
-"""What a person sees of quality: the sums in a commit, and a sheet of examples to read before trusting them."""
+"""The sums in a quality commit: what a report reads instead of documents."""
 
-from html import escape
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from kernels.words import mix
 
 BINS = 20
 EXAMPLES = 3
-SHOWN = 1500  # characters of an example's text in the sheet
+Examples = dict[str, dict[str, list[dict[str, Any]]]]  # source -> tier -> a few documents
 
 
 def aggregates(table: pa.Table, documents: pa.Table, measured: pa.Table) -> dict[str, Any]:
@@ -78,36 +78,12 @@ def _counts(codes: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
     return {name: count for name, count in zip(names, np.bincount(codes).tolist(), strict=False) if count}
 
 
-def sheet(examples: list[dict[str, Any]]) -> str:
-    """A page of examples, in the order given: rows of the documents, `signals` and `quality` tables, joined.
-
-    Each has doc, source, id, text, tier, score, failed and the signals. Everything is escaped.
-    """
-    parts = [_HEAD]
-    heading = None
-    for row in examples:
-        if heading != (heading := (row["source"], row["tier"])):
-            parts.append(f"<h2>{escape(row['source'])}: {escape(row['tier'])}</h2>")
-        reasons = ", ".join(row["failed"]) or "none"
-        language = f"{row['language']} ({row['language_score']:.2f})"
-        facts = f"score {row['score']:.3f}, language {language}, failed rules: {reasons}"
-        signals = " ".join(f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, float))
-        text = row["text"]
-        more = f"\n[... {len(text) - SHOWN:,} characters more]" if len(text) > SHOWN else ""
-        parts += [
-            f"<h3>doc {row['doc']}, {_visible(str(row['id']))}</h3><p>{escape(facts)}</p>",
-            f"<details><summary>signals</summary><p>{escape(signals)}</p></details>",
-            f"<pre>{_visible(text[:SHOWN] + more)}</pre>",
-        ]
-    return "\n".join(parts) + "\n"
-
-
-def _visible(text: str) -> str:
-    """The text for HTML, with what could move or hide other text (controls, bidi) spelt out."""
-    return escape("".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text))
-
-
-_HEAD = """<!doctype html><meta charset="utf-8"><title>Quality: examples</title>
-<style>body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f4f4;padding:1em}</style>
-<h1>Quality: examples</h1><p>Of every source and tier, the documents with the smallest hash: nobody chose them.</p>"""
+def smallest(parts: Iterable[Examples]) -> Examples:
+    """The `examples` of several partitions as those of one."""
+    found: Examples = {}
+    for part in parts:
+        for source, by_tier in part.items():
+            for tier, few in by_tier.items():
+                mine = found.setdefault(source, {}).setdefault(tier, [])
+                mine[:] = sorted([*mine, *few], key=lambda one: (one["rank"], one["doc"]))[:EXAMPLES]
+    return found

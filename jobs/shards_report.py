@@ -17,7 +17,6 @@ from dataprep.storage import UserError, join, read_json
 from dataprep.tokenizer import TokensConfig
 from dedup.explain import printable
 from jobs.corpus import documents
-from jobs.progress import table
 from mixer.guarantees import CELL
 from mixer.reader import ShardLog
 from mixer.shards import StageInfo
