@@ -47,15 +47,15 @@ class Table:
         return ["" if value is None else FORMATS[kind](value) for kind, value in zip(kinds, row, strict=True)]
 
 
-def show(table: Table, to: Console = console) -> None:
+def show(table: Table, to: Console = console, most: int = SHOWN) -> None:
     """Print its first rows, text to the left and numbers to the right; nothing where there is none."""
     if not table.rows:
         return
     lines = Lines(title=Text(table.title), title_justify="left", caption=Text(table.note), caption_justify="left")
     for name, kind in table.heads:
         lines.add_column(Text(name), justify="left" if kind == "text" else "right")
-    for row in table.rows[:SHOWN]:
+    for row in table.rows[:most]:
         lines.add_row(*map(Text, table.cells(row)))
-    if len(table.rows) > SHOWN:
-        lines.add_row(Text(f"and {len(table.rows) - SHOWN:,} more"))
+    if len(table.rows) > most:
+        lines.add_row(Text(f"and {len(table.rows) - most:,} more"))
     to.print(lines)

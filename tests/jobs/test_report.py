@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -202,7 +203,8 @@ def test_the_policy_allows_the_pages_own_scripts_and_nothing_else(page):
     digests = {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in elements.scripts[1:]}
     assert set(rules.pop("script-src").split()) == {f"'sha256-{d}'" for d in digests}
     assert rules == {
-        "default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'",
+        "default-src": "'none'", "style-src": "'unsafe-inline'", "img-src": "data:",
+        "base-uri": "'none'", "form-action": "'none'",
     }  # fmt: skip
     assert not [a for _, a in elements.tags if a.get("src") or (a.get("href") or "#")[0] != "#"]  # fetches nothing
 
@@ -275,7 +277,7 @@ def test_long_curves_show_every_so_many_steps(tmp_path, steps):
     path.write_text("".join(f'{{"tokens": {k}}}\n' for k in range(steps)) + '{"tok')
     tokens = [record["tokens"] for record in report_training.thinned(str(path))]
     assert len(tokens) <= report_training.POINTS and set(tokens) <= set(range(steps))
-    assert tokens[:1] == [0][:steps] and len({b - a for a, b in zip(tokens, tokens[1:], strict=False)}) <= 1
+    assert tokens[:1] == [0][:steps] and len({b - a for a, b in pairwise(tokens)}) <= 1
     assert report_training.thinned(str(tmp_path / "none")) == []
 
 
