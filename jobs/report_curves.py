@@ -78,18 +78,6 @@ def repeated(plan: Plan) -> Figure:
     return figure("Copies of a document, mean over all stages", data, layout, "The cap holds for every document.")
 
 
-def attention(plan: Plan, totals: dict[str, dict[str, Any]]) -> list[Figure]:
-    """What a sequence's attention costs, as a part of one document over the whole context."""
-    packed = {s.name: (totals[s.name]["sum_of_squares"], s.context**2) for s in plan.stages if s.name in totals}
-    data = [
-        bar(name, [label(s) for s in packed], [squares[name] / whole for squares, whole in packed.values()], colour)
-        for name, colour in zip(("p50", "p99", "max"), CLASS_COLOURS.values(), strict=True)
-    ]
-    layout = {"barmode": "group", "yaxis": axis(ticks=".0%"), "xaxis": axis(type="category")}
-    note = "Sum of squared document lengths over the squared context; 100 %: one document fills each sequence."
-    return [figure("Attention cost of a sequence", data, layout, note)] if packed else []
-
-
 def training(stages: list[dict[str, Any]]) -> list[Figure]:
     """Curves over one token axis, then what the evaluations found. stages: as from `report_training.stages`."""
     steps = [step for s in stages for step in (*s["steps"], {})]  # a gap between stages

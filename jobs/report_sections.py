@@ -100,7 +100,6 @@ def curriculum(outputs: Outputs, plan: Plan | None) -> Section | None:
     totals, shares = outputs.totals, plan_report.shares(plan, outputs.totals)
     figures = [report_curves.shares(shares[0].rows), report_curves.repeated(plan)]
     figures += report_curves.course({s.name: report_data.windows(outputs, s.name) for s in plan.stages})
-    figures += report_curves.attention(plan, totals)
     tables = [plan_report.packed(plan, totals), *shares, *plan_report.limits(plan, totals)]
     intro = "What each stage was asked to hold, what the plan gives it, and what was packed."
     return Section("curriculum", "The curriculum", intro, figures, tables)
