@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataprep.quality import encode, groups
-from dataprep.rules import RULES, TIERS
+from dataprep.quality import encode
+from dataprep.rules import TIERS
 from kernels.words import mix
 
 BINS = 20
@@ -24,58 +24,50 @@ def aggregates(table: pa.Table, documents: pa.Table, measured: pa.Table) -> dict
     source -> tier -> up to EXAMPLES of {doc, rank, score, excerpt}, those with the smallest hash of doc (`rank`), so
     that several partitions' examples can be merged.
     """
-    group, names = groups(documents, measured)
     codes, sources = encode(documents["source"])
-    tier = table["tier"].combine_chunks().indices.to_numpy().astype(np.int64)
-    size = pc.binary_length(documents["text"]).to_numpy()
-    cell = group * len(TIERS) + tier
-    count = np.bincount(cell, minlength=len(names) * len(TIERS))
-    total = np.bincount(cell, size, len(count)).astype(np.int64)
+    source, tier = documents["source"].cast(pa.string()), table["tier"].combine_chunks()
+    tiers, languages = tier.indices.to_numpy().astype(np.int64), measured["language"].cast(pa.string())
+    columns = {"source": source, "language": languages, "order": tiers, "tier": tier.cast(pa.string())}
+    cells = pa.table(columns | {"bytes": pc.binary_length(documents["text"])}).group_by(list(columns))
+    sums = cells.aggregate([("bytes", "count"), ("bytes", "sum")]).rename_columns([*columns, "documents", "bytes"])
+    sums = sums.sort_by([("source", "ascending"), ("language", "ascending"), ("order", "ascending")])
+    failed, bad = table["failed"].combine_chunks(), table["contaminated"]
     bins = np.minimum((table["score"].to_numpy() * BINS).astype(np.int64), BINS - 1)
-    failed = table["failed"].combine_chunks()
-    rules = np.asarray(pc.list_flatten(failed).indices, np.int64)
-    rule_codes = codes[np.asarray(pc.list_parent_indices(failed), np.int64)]
-    bad = table["contaminated"].to_numpy()
-    evaluation = pc.fill_null(measured["evaluation"].cast(pa.string()), "").to_numpy(zero_copy_only=False)
-    examples = _examples(table, documents, codes * len(TIERS) + tier)
-    result: dict[str, Any] = {
-        "cells": [
-            {"source": s, "language": l, "tier": t, "documents": int(count[k]), "bytes": int(total[k])}
-            for k, (s, l, t) in enumerate((s, l, t) for s, l in names for t in TIERS)
-            if count[k]
-        ]
+    place = (codes * len(TIERS) + tiers) * BINS + bins
+    scores = np.bincount(place, minlength=len(sources) * len(TIERS) * BINS).reshape(-1, len(TIERS), BINS)
+    return {
+        "cells": sums.drop_columns(["order"]).to_pylist(),
+        "failed": _counts(sources, source.take(pc.list_parent_indices(failed)), pc.list_flatten(failed)),
+        "scores": {s: dict(zip(TIERS, rows.tolist(), strict=True)) for s, rows in zip(sources, scores, strict=True)},
+        "evaluation": _counts(sources, source.filter(bad), measured["evaluation"].filter(bad)),
+        "examples": _examples(sources, codes, tiers, table, documents),
     }
-    for name in ("failed", "scores", "evaluation", "examples"):
-        result[name] = {}
-    for code, name in enumerate(sources):
-        here = codes == code
-        result["failed"][name] = _counts(rules[rule_codes == code], tuple(RULES))
-        by_tier = np.bincount(tier[here] * BINS + bins[here], minlength=len(TIERS) * BINS).reshape(-1, BINS)
-        result["scores"][name] = dict(zip(TIERS, by_tier.tolist(), strict=True))
-        hit, hits = np.unique(evaluation[here & bad], return_counts=True)
-        result["evaluation"][name] = dict(zip(hit.tolist(), hits.tolist(), strict=True))
-        result["examples"][name] = {
-            t: found for k, t in enumerate(TIERS) if (found := examples.get(code * len(TIERS) + k))
-        }
-    return result
 
 
-def _examples(table: pa.Table, documents: pa.Table, group: np.ndarray) -> dict[int, list[dict[str, Any]]]:
+def _counts(sources: list[str], source: pa.ChunkedArray, values: pa.ChunkedArray) -> dict[str, dict[str, int]]:
+    """source -> value -> how often."""
+    found: dict[str, dict[str, int]] = {name: {} for name in sources}
+    rows = pa.table([source, values.cast(pa.string())], ["source", "value"]).group_by(["source", "value"])
+    for row in rows.aggregate([([], "count_all")]).to_pylist():
+        found[row["source"]][row["value"] or ""] = row["count_all"]
+    return found
+
+
+def _examples(
+    sources: list[str], codes: np.ndarray, tiers: np.ndarray, table: pa.Table, documents: pa.Table
+) -> Examples:
     rank = mix(documents["doc"].to_numpy())
+    group = codes * len(TIERS) + tiers
     order = np.lexsort((rank, group))
     place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
     chosen = order[place < EXAMPLES]
     excerpts = pc.utf8_slice_codeunits(documents["text"].take(pa.array(chosen)), 0, 200)
-    result: dict[int, list[dict[str, Any]]] = {}
+    found: Examples = {name: {} for name in sources}
     for row, excerpt in zip(chosen.tolist(), excerpts.to_pylist(), strict=True):
         points = round(table["score"][row].as_py(), 4)
         example = {"doc": documents["doc"][row].as_py(), "rank": int(rank[row]), "score": points, "excerpt": excerpt}
-        result.setdefault(int(group[row]), []).append(example)
-    return result
-
-
-def _counts(codes: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
-    return {name: count for name, count in zip(names, np.bincount(codes).tolist(), strict=False) if count}
+        found[sources[codes[row]]].setdefault(TIERS[tiers[row]], []).append(example)
+    return found
 
 
 def smallest(parts: Iterable[Examples]) -> Examples:
