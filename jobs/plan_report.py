@@ -91,7 +91,7 @@ def packed(plan: Plan, totals: Totals) -> Table:
             rows.append([s.name, *(t[name] for name in names), cost, t["order_length_correlation"]])
     columns = "stage, sequences:count, documents:count, truncated:count, dropped:count, cut:count, padding:share"
     columns += ", documents per sequence:number, attention p99 of context²:share, order x length:number"
-    return Table("Packed", columns, rows, "No token is lost, no document cut that fits, none drawn over its cap.")
+    return Table("Packed", columns, rows, "Every token is counted, no document that fits is cut, no cap is passed.")
 
 
 def share(part: int, whole: int) -> float:

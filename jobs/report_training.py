@@ -21,6 +21,7 @@ def stages(outputs: Outputs) -> list[dict[str, Any]]:
         directory = join(run or "", stage.name)
         if steps := [flat(record, stage.context) for record in thinned(join(directory, "metrics.jsonl"))]:
             evaluation = read_json(join(directory, "evaluation.json"), **EVALUATION)
+            evaluation = json.loads(json.dumps(evaluation), parse_constant=lambda _: None)  # a loss that is no number
             found.append({"stage": stage.name, "steps": steps, "evaluation": evaluation})
     return found
 

@@ -54,8 +54,8 @@ def train(root: Path) -> None:
         write_json(
             str(folder / "evaluation.json"),
             {"schema": 1, "stage": stage, "step": 40, "tokens": tokens, "context": 128, "cells": [],
-             "ignored": float("nan"),
-             "held_out": score | {"documents": 3}, "sources": {EVIL: score}, "classes": {"short": score},
+             "held_out": score | {"documents": 3}, "sources": {EVIL: score | {"loss": float("nan")}},
+             "classes": {"short": score},
              "positions": [{"from": k, "to": 2 * k + 1, "tokens": 3, "loss": 6.0 - k} for k in (0, 1, 3)],
              "needle": [{"length": n, "depth": d, "samples": 2, "exact": d} for n in (64, 128) for d in (0.0, 1.0)],
              "recall": [{"length": 64, "pairs": 3, "samples": 2, "exact": 0.5}]},
