@@ -1,47 +1,42 @@
-"""The ablation's results: tables in Markdown, mean and spread over the seeds, and two figures."""
+"""The ablation's results: tables of mean and spread over the seeds, and two figures."""
 
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from dataprep.storage import UserError
+from benchmarks.common import figure, table
+from mixer.config import CLASSES
 
 Found = dict[tuple[str, int], dict[str, Any]]  # (arm, seed) -> `read`, and the evaluations `own` and `longest`
 Values = dict[str, dict[str, list[float]]]  # row -> column -> a value per seed
 
 DATA = ("raw", "dedup", "filtered", "upsampled")
 LENGTH = ("upsampled", "curriculum")  # the former is the one without: a short context only
-ALL = "mean of the sources"
-START, END = "<!-- tables: written by benchmarks.ablation -->", "<!-- end of tables -->"
 
 
-def show(found: Found, page: str | None) -> dict[str, float]:
-    """Print the tables, or put them into `page` (Markdown, between START and END) and the figures beside it.
-
-    Returns every mean and spread under a flat name.
-    """
-    read = collect(found, lambda arm: arm["read"])
-    data = collect(found, lambda arm: by_group(arm["own"]), DATA)
-    length = collect(found, lambda arm: by_group(arm["longest"]) | by_length(arm["longest"]), LENGTH)
-    lines = [
-        f"What was read, means of {len({seed for _, seed in found})} seeds:",
-        *table(read, lambda values, base: f"{mean(values):,.3f}" if mean(values) < 1 else f"{mean(values):,.0f}"),
-        "Bits per byte of the held-out text at the context of training. In brackets: the difference from raw, by seed.",
-        *table(data, with_difference),
-        "At the longest context: bits per byte; loss by position, nats per token; share of needles and of keys found.",
-        *table(length, with_difference),
-    ]
-    print("\n".join(["", *lines]))
-    if page:
-        before, start, rest = Path(page).read_text().partition(START)
-        if not start:
-            raise UserError(f"{page} has no line {START}: put one where the tables shall be, and {END} after it")
-        Path(page).write_text("\n".join([before + start, "", *lines, END + rest.partition(END)[2]]))
-        draw(data, length, Path(page).parent)
+def show(found: Found, figures: str | None) -> dict[str, float]:
+    """Print the tables, and draw the figures into a directory. Returns every mean and spread under a flat name."""
+    views = {
+        "read": collect(found, lambda arm: arm["read"]),
+        "data": collect(found, lambda arm: by_group(arm["own"]), DATA),
+        "length": collect(found, lambda arm: by_group(arm["longest"]) | by_length(arm["longest"]), LENGTH),
+    }
+    seeds = len({seed for _, seed in found})
+    print_table(f"What was read, means of {seeds} seeds", views["read"], plain)
+    said = (
+        "Bits per byte of the held-out text at the context of training. In brackets: the difference from raw, by seed."
+    )
+    print_table(said, views["data"], with_difference)
+    said = (
+        "At the longest context: bits per byte; loss by position, nats per token; share of needles and of keys found."
+    )
+    print_table(said, views["length"], with_difference)
+    if figures:
+        draw(views["data"], views["length"], Path(figures))
     return {
         f"{view}.{row}.{column}{kind}".replace(" ", "_"): value
-        for view, rows in (("read", read), ("data", data), ("length", length))
+        for view, rows in views.items()
         for row, columns in rows.items()
         for column, values in columns.items()
         for kind, value in (("", mean(values)), ("_spread", spread(values)))
@@ -59,13 +54,11 @@ def collect(found: Found, values: Callable[[dict], dict[str, float]], arms: tupl
 
 def by_group(report: dict[str, Any]) -> dict[str, float]:
     """Bits per byte: the mean of the sources, each of them, each length class."""
-    groups = {name: score["bits_per_byte"] for name, score in report["sources"].items()}
-    classes = {
-        f"{c} documents": report["classes"][c]["bits_per_byte"]
-        for c in ("short", "medium", "long")
-        if c in report["classes"]
-    }
-    return {ALL: mean(groups.values())} | groups | classes
+    sources, classes = (
+        {name: score["bits_per_byte"] for name, score in report[kind].items()} for kind in ("sources", "classes")
+    )
+    by_class = {f"{name} documents": classes[name] for name in CLASSES if name in classes}
+    return {"mean of the sources": mean(sources.values())} | sources | by_class
 
 
 def by_length(report: dict[str, Any]) -> dict[str, float]:
@@ -82,6 +75,10 @@ def spread(values: list[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
+def plain(values: list[float], base: list[float]) -> str:
+    return f"{mean(values):,.3f}" if mean(values) < 1 else f"{mean(values):,.0f}"
+
+
 def with_difference(values: list[float], base: list[float]) -> str:
     """Mean and spread; beside another column, its difference from that, seed by seed."""
     text = f"{mean(values):.3f} ± {spread(values):.3f}"
@@ -91,40 +88,30 @@ def with_difference(values: list[float], base: list[float]) -> str:
     return f"{text} ({mean(differences):+.3f} ± {spread(differences):.3f})"
 
 
-def table(rows: Values, text: Callable[[list[float], list[float]], str]) -> list[str]:
-    """Lines of Markdown; text: of a cell, from its values and those of the row's first column."""
+def print_table(title: str, rows: Values, text: Callable[[list[float], list[float]], str]) -> None:
+    """text: of a cell, from its values and those of the row's first column."""
     columns = list(next(iter(rows.values())))
-    lines = ["", f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
-    for row, values in rows.items():
-        lines.append(f"| {row} | {' | '.join(text(values[c], values[columns[0]]) for c in columns)} |")
-    return [*lines, ""]
+    cells = [(row, *(text(values[c], values[columns[0]]) for c in columns)) for row, values in rows.items()]
+    table(title, ("", *columns), cells)
 
 
 def draw(data: Values, length: Values, directory: Path) -> None:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    label = "bits per byte less than raw (right is better), mean and spread"
+    with figure(directory / "evidence-data.svg", 7, 0.45 * len(data) + 1, xlabel=label) as axes:
+        for number, arm in enumerate(DATA[1:]):
+            gains = [[a - b for a, b in zip(row[DATA[0]], row[arm], strict=True)] for row in data.values()]
+            places = [place + 0.22 * (number - 1) for place in range(len(gains))]
+            axes.errorbar([mean(g) for g in gains], places, xerr=[spread(g) for g in gains], fmt="o", ms=4, label=arm)
+            axes.plot(gains, places, ".", color=f"C{number}", ms=3, alpha=0.5)
+        axes.axvline(0, color="0.7", linewidth=0.8)
+        axes.set_yticks(range(len(data)), list(data))
+        axes.invert_yaxis()
 
-    mpl.rcParams |= {"svg.hashsalt": "", "svg.fonttype": "none", "font.size": 9}
-    figure = Figure(figsize=(7, 0.45 * len(data) + 1), layout="constrained")
-    axes = figure.add_subplot(xlabel="bits per byte less than raw (right is better), mean and spread")
-    for number, arm in enumerate(DATA[1:]):
-        gains = [[a - b for a, b in zip(row[DATA[0]], row[arm], strict=True)] for row in data.values()]
-        places = [place + 0.22 * (number - 1) for place in range(len(gains))]
-        axes.errorbar([mean(g) for g in gains], places, xerr=[spread(g) for g in gains], fmt="o", ms=4, label=arm)
-        axes.plot(gains, places, ".", color=f"C{number}", ms=3, alpha=0.5)
-    axes.axvline(0, color="0.7", linewidth=0.8)
-    axes.set_yticks(range(len(data)), list(data))
-    axes.invert_yaxis()
-    axes.legend()
-    figure.savefig(directory / "evidence-data.svg", metadata={"Date": None})
-
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel="position in the document (tokens)", ylabel="loss, nats per token")
-    positions = {int(row.split()[1].replace(",", "")) + 1: row for row in length if row.startswith("position")}
-    for arm, label in zip(LENGTH, ("short context only", "curriculum"), strict=True):
-        means, spreads = ([f(length[row][arm]) for row in positions.values()] for f in (mean, spread))
-        axes.plot(list(positions), means, ".-", label=label)
-        low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
-        axes.fill_between(list(positions), low, high, alpha=0.2)
-    axes.legend()
-    figure.savefig(directory / "evidence-length.svg", metadata={"Date": None})
+    labels = {"xscale": "log", "xlabel": "position in the document (tokens)", "ylabel": "loss, nats per token"}
+    with figure(directory / "evidence-length.svg", 7, 3.4, **labels) as axes:
+        positions = {int(row.split()[1].replace(",", "")) + 1: row for row in length if row.startswith("position")}
+        for arm, name in zip(LENGTH, ("short context only", "curriculum"), strict=True):
+            means, spreads = ([f(length[row][arm]) for row in positions.values()] for f in (mean, spread))
+            axes.plot(list(positions), means, ".-", label=name)
+            low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+            axes.fill_between(list(positions), low, high, alpha=0.2)

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
 
 from dataprep.config import SourceConfig
 from dataprep.readers import Record, read_records
@@ -50,13 +48,23 @@ def about(*packages: str) -> str:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their columns, the first to the left, numbers as strings of the caller's own digits."""
-    shown = Table(title=title, title_justify="left")
-    for number, name in enumerate(columns):
-        shown.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*map(str, row))
-    Console(width=140, highlight=False).print(shown)
+    """Print a table in Markdown, as the documents have it: the first column to the left, numbers to the right."""
+    lines = [columns, ("---", *["--:"] * (len(columns) - 1)), *rows]
+    print(f"{title}\n", *(f"| {' | '.join(map(str, line))} |" for line in lines), sep="\n", end="\n\n")
+
+
+@contextlib.contextmanager
+def figure(path: Path, width: float, height: float, **labels: str) -> Iterator[Any]:
+    """Axes to draw on, sizes in inches; then an SVG file, the same bytes for the same figure. Needs matplotlib."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams |= {"svg.hashsalt": "", "svg.fonttype": "none", "font.size": 9}
+    made = Figure(figsize=(width, height), layout="constrained")
+    axes = made.add_subplot(**labels)
+    yield axes
+    axes.legend()
+    made.savefig(path, metadata={"Date": None})
 
 
 def report(path: str | None, figures: Mapping[str, float]) -> None:
@@ -67,12 +75,12 @@ def report(path: str | None, figures: Mapping[str, float]) -> None:
         Path(path).write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def sources(directory: str) -> dict[str, Path]:
-    """Name -> file, smallest first."""
+def sources(directory: str, most: int | None = None) -> dict[str, Path]:
+    """Name -> file of so many sources, smallest first."""
     files = sorted(Path(directory).glob("*.jsonl.zst"), key=lambda f: (f.stat().st_size, f.name))
     if not files:
         raise UserError(f"{directory} holds no .jsonl.zst files")
-    return {f.name.removesuffix(".jsonl.zst"): f for f in files}
+    return {f.name.removesuffix(".jsonl.zst"): f for f in files[:most]}
 
 
 def documents(path: Path, megabytes: float = float("inf")) -> Iterator[tuple[str, str]]:
@@ -90,8 +98,9 @@ def column(texts: Iterable[str]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts, pa.large_string())])
 
 
-def megabytes(text: pa.ChunkedArray) -> float:
-    offsets = array_buffers(text)[1]
+def megabytes(texts: pa.ChunkedArray | pa.Table) -> float:
+    """Of a column of texts, or of a table's."""
+    offsets = array_buffers(texts["text"] if isinstance(texts, pa.Table) else texts)[1]
     return float(offsets[-1] - offsets[0]) / 1e6
 
 
@@ -134,7 +143,7 @@ def medians(actions: Mapping[str, Callable[[], object]], runs: int) -> dict[str,
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
-def speeds(title: str, texts: Mapping[str, pa.ChunkedArray], action: Callable, runs: int = 2) -> tuple[float, float]:
+def speeds(title: str, texts: Mapping[str, Any], action: Callable, runs: int = 2) -> tuple[float, float]:
     """MB per CPU second of `action(text)`: of all sources together, and of the slowest. Prints each."""
     first = next(iter(texts.values()))
     action(first.slice(0, 1))  # compile, fill tables

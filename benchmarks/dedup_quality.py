@@ -6,14 +6,14 @@ sets that verification uses. A true pair is resolved if at most one of its two d
 
 import re
 import tempfile
-from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import zstandard
 from scipy.sparse import csr_array
 
 from benchmarks import common
@@ -63,46 +63,49 @@ def all_pairs(sets: csr_array, least: float) -> tuple[np.ndarray, np.ndarray, np
 
 def load(engine: Engine, config: Config) -> dict[str, Source]:
     """Run the jobs, then find every source's truth."""
-    verdicts = dedup.build(engine, config)
-    parts = zip(corpus.partitions(engine, config), verdicts, strict=True)
-    tables: dict[str, list[tuple[pa.Table, pa.Table]]] = defaultdict(list)
-    for partition, verdict in parts:
-        documents = read_table(partition.documents, ["doc", "source", "id", "text", "content_hash"])
-        tables[documents["source"][0].as_py()].append((documents, read_table(verdict.path("dedup"))))
-    return {name: find_truth(pieces, config.dedup) for name, pieces in tables.items()}
+    verdicts, partitions = dedup.build(engine, config), corpus.partitions(engine, config)
+    names = ["doc", "source", "id", "text", "content_hash"]
+    found = {}
+    for source in sorted({partition.source for partition in partitions}):
+        here = [number for number, partition in enumerate(partitions) if partition.source == source]
+        documents = concatenated(read_table(partitions[number].documents, names) for number in here)
+        verdict = concatenated(read_table(verdicts[number].path("dedup")) for number in here)
+        found[source] = find_truth(documents, verdict, config.dedup)
+    return found
 
 
-def find_truth(pieces: list[tuple[pa.Table, pa.Table]], config: DedupConfig) -> Source:
-    documents = pa.concat_tables([d for d, _ in pieces], promote_options="default").unify_dictionaries()
+def concatenated(tables: Iterable[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+
+
+def find_truth(documents: pa.Table, verdicts: pa.Table, config: DedupConfig) -> Source:
     sets = verify.shingle_sets(documents, documents["doc"].to_numpy(), config).combine_chunks()
     data, offsets = array_buffers(sets["shingles"])
     offsets = offsets // 8
     _, elements = np.unique(data.view(np.uint64)[offsets[0] : offsets[-1]], return_inverse=True)
     rows = csr_array((np.ones(len(elements), np.int32), elements, offsets - offsets[0]))
-    return Source(documents, pa.concat_tables([v for _, v in pieces]), sets, *all_pairs(rows, LEAST))
+    return Source(documents, verdicts, sets, *all_pairs(rows, LEAST))
 
 
 def precision(found: dict[str, Source], threshold: float) -> tuple[int, int, int]:
-    """(right, all, keeper violations) of the removals; every similarity computed anew from the texts."""
-    verdicts = pa.concat_tables([s.verdicts for s in found.values()])
+    """(right, all, keeper violations) of the removals: by the truth, and where that says nothing, and for some
+    BY_HAND more, from the texts."""
+    true: dict[tuple[int, int], float] = {}
+    for source in found.values():
+        a, b = (source.documents["doc"].to_numpy()[rows].tolist() for rows in (source.a, source.b))
+        true |= dict(zip(zip(a, b, strict=True), source.similarity.tolist(), strict=True))
     documents = pa.concat_tables([s.documents.select(["doc", "text"]) for s in found.values()])
-    sets = pa.concat_tables([s.sets for s in found.values()])
-    rows = {doc: row for row, doc in enumerate(documents["doc"].to_pylist())}
+    row = {doc: number for number, doc in enumerate(documents["doc"].to_pylist())}
+    verdicts = concatenated([s.verdicts for s in found.values()])
     kept = set(verdicts.filter(verdicts["keep"])["doc"].to_pylist())
-    removed = verdicts.filter(pc.invert(verdicts["keep"])).select(["doc", "keeper", "reason"]).to_pylist()
-    every = max(1, len(removed) // BY_HAND)
-    right = 0
+    removed = verdicts.filter(pc.invert(verdicts["keep"])).select(["doc", "keeper"]).to_pylist()
+    every, right = max(1, len(removed) // BY_HAND), 0
     for number, pair in enumerate(removed):
-        both = rows[pair["doc"]], rows[pair["keeper"]]
-        one, other = (np.frombuffer(sets["shingles"][row].as_py(), np.uint64) for row in both)
-        shared = len(np.intersect1d(one, other, assume_unique=True))
-        union = len(one) + len(other) - shared
-        good = shared >= threshold * union
-        if union == 0 or number % every == 0:
-            texts = [re.sub("\r\n?", "\n", documents["text"][row].as_py()) for row in both]
-            alike = plain_jaccard(*texts) >= threshold
-            good = texts[0] == texts[1] and pair["reason"] == "exact" if union == 0 else good and alike
-        right += good
+        similarity = true.get((min(pair.values()), max(pair.values())))
+        if similarity is None or number % every == 0:
+            one, other = (re.sub("\r\n?", "\n", documents["text"][row[doc]].as_py()) for doc in pair.values())
+            similarity = 1.0 if one == other else plain_jaccard(one, other)
+        right += similarity >= threshold
     return right, len(removed), sum(pair["keeper"] not in kept for pair in removed)
 
 
@@ -117,61 +120,47 @@ def plain_jaccard(one: str, other: str, n: int = 5) -> float:
 
 def given(directory: Path, name: str, source: Source) -> tuple[int, int]:
     """(resolved, all) of the pairs of 0.85 and more that the labels name."""
-    rows = {name: row for row, name in enumerate(source.documents["id"].to_pylist())}
+    row = {name: number for number, name in enumerate(source.documents["id"].to_pylist())}
     keep = source.verdicts["keep"].to_numpy()
     (path,) = directory.glob(f"{name}.pairs.tsv*")
-    pairs = [(rows[a], rows[b]) for a, b, similarity in read_tsv(path) if float(similarity) >= 0.85]
-    return sum(not (keep[a] and keep[b]) for a, b in pairs), len(pairs)
-
-
-def read_tsv(path: Path) -> list[list[str]]:
-    data = path.read_bytes()
-    if path.suffix == ".zst":
-        data = zstandard.ZstdDecompressor().stream_reader(data).read()
-    return [line.split("\t") for line in data.decode().splitlines()[1:]]
+    with fsspec.open(path, "rt", compression="infer") as file:
+        pairs = [line.split("\t") for line in file.read().splitlines()[1:]]
+    resolved = [not (keep[row[a]] and keep[row[b]]) for a, b, similarity in pairs if float(similarity) >= 0.85]
+    return sum(resolved), len(resolved)
 
 
 def curve(found: dict[str, Source], config: DedupConfig) -> dict[str, list[float]]:
     """Name -> recall at each of THRESHOLDS: of true pairs at or above the threshold, and of those 0.05 above it."""
-    recalls: dict[str, list[list[float]]] = {"at the threshold": [], "0.05 above it": []}
-    for source in found.values():
+    recalls = np.ones((len(found), len(THRESHOLDS), 2))
+    for row, source in enumerate(found.values()):
         signed = signatures(source.documents, config)
         pairs = candidates.pairs(candidates.bucket_rows(signed))
         exact, near = pairs.filter(pairs["exact"]), pairs.filter(pc.invert(pairs["exact"]))
         near = verify.verify(near, source.sets, source.sets, float(THRESHOLDS[0]))
-        rows: list[list[float]] = [[], []]
-        for threshold in THRESHOLDS:
+        for column, threshold in enumerate(THRESHOLDS):
             removed = keepers.choose(exact, near.filter(pc.greater_equal(near["jaccard"], threshold)), signed)
             keep = pc.invert(pc.is_in(source.documents["doc"], removed["doc"].combine_chunks())).to_numpy()
-            for row, least in zip(rows, (threshold, threshold + 0.05), strict=True):
+            for kind, least in enumerate((threshold, threshold + 0.05)):
                 resolved, true = source.recall(keep, least)
-                row.append(resolved / true if true >= 20 else 1.0)
-        for kind, row in zip(recalls, rows, strict=True):
-            recalls[kind].append(row)
+                recalls[row, column, kind] = resolved / true if true >= 20 else 1.0
     return {
-        f"{which}, {kind}": merge(np.array(rows), axis=0).tolist()
-        for kind, rows in recalls.items()
+        f"{which}, {name}": merge(recalls[:, :, kind], axis=0).tolist()
+        for kind, name in enumerate(("at the threshold", "0.05 above it"))
         for which, merge in (("mean of the sources", np.mean), ("worst source", np.min))
     }
 
 
-def draw(lines: dict[str, list[float]], path: str) -> None:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams |= {"svg.hashsalt": "", "svg.fonttype": "none", "font.size": 9}
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    axes = figure.add_subplot(xlabel="dedup.threshold (Jaccard similarity)", ylabel="share of true pairs resolved")
-    for (name, values), style in zip(lines.items(), ("C0-", "C0--", "C1-", "C1--"), strict=True):
-        axes.plot(THRESHOLDS, values, style, marker=".", label=name)
-    axes.axhline(0.97, color="0.7", linewidth=0.8)
-    axes.legend(loc="lower right")
-    figure.savefig(path, metadata={"Date": None})
+def draw(lines: dict[str, list[float]], path: Path) -> None:
+    labels = {"xlabel": "dedup.threshold (Jaccard similarity)", "ylabel": "share of true pairs resolved"}
+    with common.figure(path, 6, 3.4, **labels) as axes:
+        for (name, values), style in zip(lines.items(), ("C0-", "C0--", "C1-", "C1--"), strict=True):
+            axes.plot(THRESHOLDS, values, style, marker=".", label=name)
+        axes.axhline(0.97, color="0.7", linewidth=0.8)
 
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--figure", help="draw recall over thresholds there (SVG; needs matplotlib)")
+    parser.add_argument("--figure", type=Path, help="draw recall over thresholds there (SVG; needs matplotlib)")
     arguments = parser.parse_args()
     directory = Path(arguments.corpus) / "labels/exact_jaccard"
     files = {n: path for n, path in common.sources(arguments.corpus).items() if list(directory.glob(f"{n}.pairs*"))}
@@ -184,7 +173,7 @@ def main() -> None:
             found = load(engine, config)
     threshold, lines = config.dedup.threshold, []
     worst, resolved, true = 1.0, 0, 0
-    for name, source in sorted(found.items()):
+    for name, source in found.items():
         keep = source.verdicts["keep"].to_numpy()
         at, above = source.recall(keep, threshold), source.recall(keep, 0.85)
         counts = [f"{of} {share((n, of)):.4f}" for n, of in (at, above, given(directory, name, source))]

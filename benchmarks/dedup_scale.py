@@ -16,7 +16,7 @@ from dataprep.storage import Attempt
 from dedup.signatures import SCHEMA
 from jobs import dedup
 from jobs.engine import Engine, Step, Task
-from kernels.minhash import mix_array
+from kernels.words import mix
 
 BANDS = 14
 PARTITION = 500_000  # documents
@@ -26,7 +26,7 @@ SHARED = 0.85  # probability that a member has its cluster's key in a band
 
 def cluster_of(docs: np.ndarray, total: int) -> np.ndarray:
     """Planted clusters, by hash: a giant, as much as makes a third of all in clusters of 8 on average, nobody's."""
-    hashes = mix_array(docs + np.uint64(1))
+    hashes = mix(docs + np.uint64(1))
     place = hashes.astype(np.float64) / 2.0**64
     clustered = 1 / 3
     small = hashes % np.uint64(max(1, int((clustered - GIANT) * total / 8)))
@@ -37,17 +37,17 @@ def cluster_of(docs: np.ndarray, total: int) -> np.ndarray:
 def make_partition(out: Attempt, number: int, size: int, total: int) -> dict:
     """Signatures of `size` documents."""
     docs = np.arange(number * PARTITION, number * PARTITION + size, dtype=np.uint64)
-    own = mix_array(docs * np.uint64(3) + np.uint64(7))
-    cluster = mix_array(cluster_of(docs, total))
+    own = mix(docs * np.uint64(3) + np.uint64(7))
+    cluster = mix(cluster_of(docs, total))
     band = np.arange(BANDS, dtype=np.uint64)
-    own_keys = mix_array((own[:, None] + band).ravel()).reshape(-1, BANDS)
-    shared_keys = mix_array((cluster[:, None] ^ (band << np.uint64(32))).ravel()).reshape(-1, BANDS)
-    chance = mix_array((own[:, None] * np.uint64(5) + band).ravel()).reshape(-1, BANDS).astype(np.float64) / 2.0**64
+    own_keys = mix((own[:, None] + band).ravel()).reshape(-1, BANDS)
+    shared_keys = mix((cluster[:, None] ^ (band << np.uint64(32))).ravel()).reshape(-1, BANDS)
+    chance = mix((own[:, None] * np.uint64(5) + band).ravel()).reshape(-1, BANDS).astype(np.float64) / 2.0**64
     keys = np.where(chance < SHARED, shared_keys, own_keys)
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(size, np.int32)), pa.array(["made"]))
     lists = pa.LargeListArray.from_arrays(pa.array(np.arange(size + 1) * BANDS), pa.array(keys.ravel()))
     numbers = pa.array(np.full(size, 1000, np.uint64))
-    columns = [pa.array(docs), names, pa.array(mix_array(own)), pa.array(own), pa.array(mix_array(own + np.uint64(9)))]
+    columns = [pa.array(docs), names, pa.array(mix(own)), pa.array(own), pa.array(mix(own + np.uint64(9)))]
     table = pa.table([*columns, numbers, numbers.cast(pa.uint32()), lists], schema=SCHEMA)
     out.arrow("signatures", [table], table.schema)
     return {"documents": size, "rows": size * (1 + BANDS), "first_doc": int(docs[0])}
@@ -83,14 +83,12 @@ def measure(total: int, workers: int) -> dict[str, float]:
     return {
         "docs": total,
         "seconds": seconds,
-        "candidate_seconds": candidates,
         "greedy_seconds": seconds - candidates,
         "cpu_seconds": usage.cpu,
         "peak_rss_mb": usage.peak / 1e6,
         "pairs": sum(c.aggregates["near"] for c in pairs),
         "removed": removed,
         "removed_share": removed / (total - len(np.unique(cluster_of(np.arange(total, dtype=np.uint64), total)))),
-        "bytes": sum(c.bytes for c in signed),
     }
 
 

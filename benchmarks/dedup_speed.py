@@ -65,36 +65,31 @@ def with_rensa(documents: pa.Table) -> None:
 PEERS = {"rensa": with_rensa, "datasketch": with_datasketch}
 
 
-def signature_speeds(partitions: list[Partition], sample_mb: float) -> dict[str, float]:
+def by_source(partitions: list[Partition]) -> dict[str, pa.Table]:
+    parts = defaultdict(list)
+    for partition in partitions:
+        parts[partition.source].append(read_table(partition.documents, ["doc", "source", "text", "content_hash"]))
+    return {source: pa.concat_tables(tables).unify_dictionaries().combine_chunks() for source, tables in parts.items()}
+
+
+def signature_speeds(sources: dict[str, pa.Table], sample_mb: float) -> dict[str, float]:
     """MB per CPU second: all bytes over all time, the slowest source, and the peers on a sample of every source."""
     pa.set_cpu_count(1)
-    seconds: dict[str, float] = defaultdict(float)
-    sizes: dict[str, float] = defaultdict(float)
-    sample: list[pa.Table] = []
-    for partition in partitions:
-        documents = read_table(partition.documents, ["doc", "source", "text", "content_hash"])
-        if partition.source not in seconds:
-            signatures(documents.slice(0, 1), DedupConfig())  # compile and fill caches
-        seconds[partition.source] += cpu_seconds(lambda table=documents: signatures(table, DedupConfig()), 2)
-        sizes[partition.source] += common.megabytes(documents["text"])
+    total, slowest = common.speeds("signatures", sources, lambda documents: signatures(documents, DedupConfig()))
+    figures = {"signature_mb_s_core": total, "slowest_source_mb_s_core": slowest}
+    sample = []
+    for documents in sources.values():
         offsets = array_buffers(documents["text"])[1]
-        sample.append(documents[: np.searchsorted(offsets, offsets[0] + sample_mb * 1e6 / len(partitions))])
-    speeds = {source: sizes[source] / seconds[source] for source in seconds}
-    rows = [(source, f"{speed:.1f}") for source, speed in sorted(speeds.items(), key=lambda item: item[1])]
-    common.table("signatures", ("source", "MB/s per core"), rows)
-    figures = {
-        "signature_mb_s_core": sum(sizes.values()) / sum(seconds.values()),
-        "slowest_source_mb_s_core": min(speeds.values()),
-    }
-    documents = pa.concat_tables(sample, promote_options="default").unify_dictionaries()
-    size = common.megabytes(documents["text"])
+        sample.append(documents[: np.searchsorted(offsets, sample_mb * 1e6 / len(sources))])
+    documents = pa.concat_tables(sample).unify_dictionaries()
+    size = common.megabytes(documents)
     taken = {"ours": cpu_seconds(lambda: with_ours(documents), 3)}
     for name, run in PEERS.items():
         if common.installed(name):
             run(documents.slice(0, 2))
             taken[name] = cpu_seconds(lambda run=run: run(documents))
             figures |= {f"{name}_mb_s_core": size / taken[name], f"vs_{name}": taken[name] / taken["ours"]}
-    rows = [(name, f"{size / taken[name]:.2f}") for name in taken]
+    rows = [(name, f"{size / seconds:.2f}") for name, seconds in taken.items()]
     common.table(f"candidate pairs, {size:.1f} MB of all sources", ("library", "MB/s per core"), rows)
     return figures
 
@@ -161,21 +156,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--datatrove-mb", type=float, default=100, help="text that datatrove gets; 0: not at all")
     arguments = parser.parse_args()
-    files, workers = common.sources(arguments.corpus), arguments.workers
-    if arguments.quick:
-        files = dict(list(files.items())[:6])
+    files, workers = common.sources(arguments.corpus, 6 if arguments.quick else None), arguments.workers
     datatrove = arguments.datatrove_mb and common.installed("datatrove", "spacy")  # it splits words with spacy
     peers = [name for name in PEERS if common.installed(name)] + ["datatrove"] * bool(datatrove)
     print(f"{len(files)} sources, {common.about(*peers)}")
     print("takes about 2 minutes and, with datatrove, 1 s more per MB of --datatrove-mb (--quick: less than a minute)")
     with tempfile.TemporaryDirectory() as root:
         config, partitions, size = committed(root, files, workers)
-        figures = signature_speeds(partitions, 1 if arguments.quick else 10)
         seconds, memory = job(config, workers)
         print(f"  job: {size:.1f} MB in {seconds:.1f} s, {workers} workers")
-        figures |= {"job_mb_s": size / seconds, "job_seconds": seconds, "peak_rss_mb": memory}
+        figures = {"job_mb_s": size / seconds, "job_seconds": seconds, "peak_rss_mb": memory}
         if not arguments.quick:
             figures["two_worker_speedup"] = common.two_worker_speedup(lambda n: job(config, n)[0], 5)
+        figures |= signature_speeds(by_source(partitions), 1 if arguments.quick else 10)
     if datatrove:
         figures |= against_datatrove(files, 5 if arguments.quick else arguments.datatrove_mb, workers)
     common.report(arguments.json, figures)

@@ -1,13 +1,12 @@
 """Encoding speed beside `tokenizers` and tiktoken, the same ids: `python -m benchmarks.encoding --corpus DIR ...`.
 
-Speed: the first megabytes of every source, one thread, its CPU time, caches cold. Two workers: the tokens job on the
-whole corpus. `--all` compares the job's ids of every document with the library's, in two processes. tiktoken is left
-out where it is not installed, or cannot express the tokeniser.
+Speed: the first megabytes of every source, one thread, its CPU time, caches cold; `--megabytes 10000` compares the ids
+of every document. Two workers: the tokens job on the whole corpus. tiktoken is left out where it is not installed, or
+cannot express the tokeniser.
 """
 
 import itertools
 import json
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,20 +21,13 @@ import tokenizers
 from benchmarks import common
 from benchmarks.common import timed
 from dataprep.byte_level import ByteLevelBPE, byte_alphabet
-from dataprep.storage import array_buffers, read_groups, read_table
+from dataprep.storage import array_buffers, read_groups
 from jobs import corpus, tokens
-from jobs.config import Config
 from jobs.corpus import Partition
 from jobs.engine import Engine
 
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 Row = dict[str, float]
-
-
-def library_tokenizer(path: str) -> tokenizers.Tokenizer:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    library = tokenizers.Tokenizer.from_file(path)
-    library.encode_special_tokens = True
-    return library
 
 
 def tiktoken_encoder(description: dict[str, Any]) -> Callable[[str], list[int]] | None:
@@ -70,7 +62,8 @@ def columns(partitions: list[Partition], limit: float) -> Iterator[pa.Array]:
 
 def speed(partitions: list[Partition], tokenizer: str, limit: float) -> Row:
     """bytes, documents and mismatched of a source, and the seconds of this thread that each library took."""
-    description, library = json.loads(Path(tokenizer).read_bytes()), library_tokenizer(tokenizer)
+    description, library = json.loads(Path(tokenizer).read_bytes()), tokenizers.Tokenizer.from_file(tokenizer)
+    library.encode_special_tokens = True
     ours = ByteLevelBPE(description, library.get_added_tokens_decoder())
     ours.encode(np.frombuffer(b"warm up", np.uint8), np.array([0, 7]))
     ours.forget()
@@ -102,39 +95,12 @@ def warm(coder: tokens.Coder) -> None:
     tokens.load(*coder).encode(pa.array(["warm up"], pa.large_string()))
 
 
-def compare(config: Config) -> Row:
-    """documents and mismatched: what the job wrote of every document against the library, in two processes."""
-    with Engine(config.root, 2) as engine:
-        pairs = zip(corpus.partitions(engine, config), tokens.build(engine, config), strict=True)
-        tasks = [(str(config.tokens.tokenizer), p.documents, c.path("tokens")) for p, c in pairs]
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        found = list(pool.imap_unordered(compare_partition, tasks))
-    return {"documents": sum(n for n, _ in found), "mismatched": sum(n for _, n in found)}
-
-
-def compare_partition(task: tuple[str, str, str]) -> tuple[int, int]:
-    """(documents, those whose ids before EOS are not the library's)."""
-    tokenizer, documents, encoded = task
-    library, ids = library_tokenizer(tokenizer), read_table(encoded)["ids"]
-    kind = "<u2" if max(library.get_vocab().values()) < 1 << 16 else "<u4"
-    done = mismatched = 0
-    for group in read_groups(documents, ["text"]):
-        for text in group["text"].to_pylist():
-            expected = library.encode_batch_fast([text], add_special_tokens=False)[0].ids
-            mismatched += np.frombuffer(ids[done].as_buffer(), kind)[:-1].tolist() != expected
-            done += 1
-    return done, mismatched
-
-
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--tokenizer", required=True, help="path of a tokenizer.json")
     parser.add_argument("--megabytes", type=float, default=6, help="of every source, for the speed")
-    parser.add_argument("--all", action="store_true", help="compare the ids of every document: 5 to 10 minutes per GB")
     arguments = parser.parse_args()
-    files = common.sources(arguments.corpus)
-    if arguments.quick:
-        files = dict(list(files.items())[:4])
+    files = common.sources(arguments.corpus, 4 if arguments.quick else None)
     print(f"{len(files)} sources, {common.about('tokenizers')}; takes about 5 minutes (--quick: less than one)")
     with tempfile.TemporaryDirectory() as root:
         sections = {"tokens": {"tokenizer": os.path.abspath(arguments.tokenizer)}, "corpus": {"partition_mb": 32}}
@@ -159,10 +125,6 @@ def main() -> None:
         if not arguments.quick:
             run = partial(common.job, config, build=tokens.build, warm=partial(warm, coder))
             figures["two_worker_speedup"] = common.two_worker_speedup(lambda workers: run(workers)[0], 3)
-        if arguments.all:
-            whole = compare(config)
-            figures["compared_documents"] = whole["documents"]
-            figures["mismatched_documents"] += whole["mismatched"]
     common.report(arguments.json, figures)
 
 

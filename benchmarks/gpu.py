@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import gpu_kernels, gpu_layer
 from benchmarks.gpu_kernels import Machine
-from trainer import fused
+from kernels import fused
 
 
 def correctness(machine: Machine) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import lightning_attention as kernel
-from trainer.attention import slopes
+from kernels.lightning_chunks import slopes
 
 SHAPES = {"lightning_b2_ms": (2, 16384, 16), "lightning_b1_ms": (1, 8192, 96)}  # sequences, tokens of each, heads
 # chunk, segment, width, warps, stages

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.gpu_kernels import Machine, document_ends, error
-from trainer import fused
+from kernels import fused
+from kernels.grouped import grouped_linear, swiglu_linear
 from trainer.attention import Layout, rotary_angles, softmax_attention
-from trainer.grouped import grouped_linear, swiglu_linear
 
 # Tokens of a step, hidden, FFN, experts, heads, key heads, head, half of what is rotated: the preset `h100`
 FULL = (32768, 1024, 1024, 16, 8, 2, 128, 32)

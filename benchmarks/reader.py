@@ -1,5 +1,6 @@
 """Reading shards beside numpy's memmap of flat tokens; opening a log of 1T tokens. `python -m benchmarks.reader`."""
 
+import itertools
 import multiprocessing
 import tempfile
 import time
@@ -47,29 +48,23 @@ def write_log(directory: str, tokens: np.ndarray, info: StageInfo) -> int:
     return out.commit({"sequences": len(tokens)}).bytes
 
 
-def write_trillion(directory: str, ended: bool) -> int:
-    """A log of 1T tokens: all its commits, and the one shard in its middle that will be read. Its sequences."""
+def write_trillion(directory: str) -> int:
+    """A log of 1T tokens, still being packed: all its commits, and the one shard that will be read. Its sequences."""
     rows, info = SHARD_TOKENS // CONTEXT, stage()
     info.save(directory)
     out = Attempt(directory, shard_key(COMMITS // 2), {})
     write_shard(out, np.broadcast_to(np.zeros(1, info.dtype), (rows, CONTEXT)), segments(rows, 2), info)
-    cells = [
-        {"source": s, "tier": t, "length_class": c, "tokens": 10**7}
-        for s in info.sources
-        for t in info.tiers
-        for c in info.classes
-    ]
-    out.commit({"sequences": rows, "cells": cells})
+    cells = itertools.product(info.sources, info.tiers, info.classes)
+    names = ("source", "tier", "length_class", "tokens")
+    out.commit({"sequences": rows, "cells": [dict(zip(names, (*cell, 10**7), strict=True)) for cell in cells]})
     commit = Path(directory) / f"{shard_key(COMMITS // 2)}.commit.json"
     for shard in range(COMMITS):
         commit.with_name(f"{shard_key(shard)}.commit.json").write_bytes(commit.read_bytes())
-    if ended:
-        write_end(directory, [rows] * COMMITS, {})
     return rows * COMMITS
 
 
 def open_in_the_middle(directory: str, total: int) -> tuple[float, float]:
-    """Seconds, and MB of memory beyond what the imports took at their peak."""
+    """In a fresh process: seconds, and MB of memory beyond what the imports took at their peak."""
     before = peak_mb()
     began = time.perf_counter()
     log = ShardLog(directory)
@@ -85,21 +80,11 @@ def peak_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def in_a_fresh_process(directory: str, total: int) -> tuple[float, float]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(open_in_the_middle, (directory, total))
-
-
-def speeds(read: Callable[[int, int], np.ndarray], sequences: int) -> list[float]:
-    """Million tokens/s of CPU time, files in the page cache: steps in order, and single sequences anywhere."""
-    places = np.random.default_rng(1).integers(0, sequences, 300).tolist()
-    in_order = [(first, min(first + STEP, sequences)) for first in range(0, sequences, STEP)]
-
-    def rate(spans: list[tuple[int, int]]) -> float:
-        seconds = cpu_seconds(lambda: deque((read(*span) for span in spans), maxlen=0), 2)  # keeps none of them
-        return sum(b - a for a, b in spans) * CONTEXT / 1e6 / seconds
-
-    return [rate(in_order), rate([(place, place + 1) for place in places])]
+def speed(read: Callable[[int, int], np.ndarray], sequences: int) -> float:
+    """Tokens/s of CPU time, files in the page cache, step after step."""
+    steps = range(0, sequences, STEP)
+    seconds = cpu_seconds(lambda: deque((read(k, min(k + STEP, sequences)) for k in steps), maxlen=0), 2)  # keeps none
+    return sequences * CONTEXT / seconds
 
 
 def main() -> None:
@@ -114,31 +99,26 @@ def main() -> None:
     for dtype, vocabulary in DTYPES.items():
         tokens = np.minimum(np.random.default_rng(0).zipf(1.2, (sequences, CONTEXT)), vocabulary - 1).astype(dtype)
         with tempfile.TemporaryDirectory(prefix="reader-") as directory:
-            for compression in ("zstd", "none"):
-                size = write_log(f"{directory}/{compression}", tokens, stage(dtype, compression))
-                log = ShardLog(f"{directory}/{compression}")
+            for name, compression in (("zstd", "zstd"), ("raw", "none")):
+                size = write_log(f"{directory}/{name}", tokens, stage(dtype, compression))
+                log = ShardLog(f"{directory}/{name}")
                 log.wait(1)
-                found = speeds(lambda a, b, log=log: log.read(a, b).tokens, sequences)
-                rows.append((f"{dtype}, {compression}, {size / tokens.nbytes:.0%} of its bytes", *found))
-                if dtype == "uint16":
-                    figures[f"tokens_s_{'zstd' if compression == 'zstd' else 'raw'}"] = found[0] * 1e6
+                found = speed(lambda a, b, log=log: log.read(a, b).tokens, sequences)
+                figures["tokens_s_" + name + ("" if dtype == "uint16" else "_uint32")] = found
+                rows.append((f"{dtype}, {name}, {size / tokens.nbytes:.0%} of its bytes", f"{found / 1e6:,.0f}"))
             flat = Path(directory) / "flat.bin"
             tokens.tofile(flat)
             peer = np.memmap(flat, dtype, "r").reshape(tokens.shape)
-            found = speeds(lambda a, b, peer=peer: np.array(peer[a:b]), sequences)
-            rows.append((f"{dtype}, memmap (nothing verified)", *found))
-            figures[f"memmap_{dtype}"] = found[0] * 1e6
-    names = ("million tokens/s", "in order", "one sequence anywhere")
-    table("", names, [(name, *(f"{speed:,.0f}" for speed in found)) for name, *found in rows])
-    for ended in (True, False):
-        with tempfile.TemporaryDirectory(prefix="reader-") as directory:
-            total = write_trillion(directory, ended)
-            seconds, memory = in_a_fresh_process(directory, total)
-            name = "ended" if ended else "still being packed"
-            print(f"1T tokens, {COMMITS:,} commits, {name}: opened, one sequence: {seconds:.2f} s, {memory:.0f} MB")
-            figures["open_1t_s"] = max(seconds, figures.get("open_1t_s", 0.0))
-            figures["open_1t_mb"] = max(memory, figures.get("open_1t_mb", 0.0))
-    report(arguments.json, figures)
+            found = speed(lambda a, b, peer=peer: np.array(peer[a:b]), sequences)
+            figures[f"memmap_{dtype}"] = found
+            rows.append((f"{dtype}, memmap (nothing verified)", f"{found / 1e6:,.0f}"))
+    table("in order", ("", "million tokens/s"), rows)
+    with tempfile.TemporaryDirectory(prefix="reader-") as directory:
+        total = write_trillion(directory)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, memory = pool.apply(open_in_the_middle, (directory, total))
+    print(f"1T tokens, {COMMITS:,} commits, still being packed: opened, one sequence: {seconds:.2f} s, {memory:.0f} MB")
+    report(arguments.json, figures | {"open_1t_s": seconds, "open_1t_mb": memory})
 
 
 if __name__ == "__main__":

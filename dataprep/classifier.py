@@ -7,24 +7,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import safetensors
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from safetensors import numpy as arrays
 
 from dataprep import storage
+from dataprep.config import Section
 from dataprep.storage import UserError, array_buffers
 from kernels.classifier import FOLDING, means
 from kernels.words import word_hashes
 
 FORMAT = "trivium-classifier"
-VERSION = 1  # of the file; raise it when scores of the same file would change
+VERSION = 2  # of the file; raise it when scores of the same file would change
 RATINGS = ("knowledge", "helpfulness")  # graded; the paper's other dimension is the domain
 HEADS = (*RATINGS, "quality")  # `quality` is learnt from good/bad labels
 
 
-class ClassifierConfig(BaseModel):
+class ClassifierConfig(Section):
     """What the quality classifier learns from, and how."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     labels: tuple[str, ...] = Field(
         (),
@@ -57,23 +56,15 @@ class Classifier:
     """A trained classifier.
 
     heads: names of the outputs that stand alone, each in 0..1. domains: names behind the softmax; () = no such head.
-    embeddings float32[buckets, dimensions]; weights float32[dimensions, outputs], calibrated; bias float32[outputs].
+    table: float32[buckets, outputs], what an n-gram adds to each output. bias: float32[outputs].
     about: `config`, `metrics` and whatever else its maker wants to say, as JSON.
     """
 
     heads: tuple[str, ...]
     domains: tuple[str, ...]
-    embeddings: np.ndarray
-    weights: np.ndarray
+    table: np.ndarray
     bias: np.ndarray
     about: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        # What an n-gram adds to each output. Column by column: a BLAS product may depend on the number of threads.
-        table = np.zeros((len(self.embeddings), len(self.bias)), np.float32)
-        for j, row in enumerate(self.weights):
-            table += self.embeddings[:, j, None] * row
-        object.__setattr__(self, "_table", table)
 
     @classmethod
     def load(cls, path: str) -> "Classifier":
@@ -86,32 +77,29 @@ class Classifier:
             if about["version"] != VERSION:
                 raise UserError(f"{path} has version {about['version']}, this program reads {VERSION}; train it again")
             heads, domains = tuple(map(str, about["heads"])), tuple(map(str, about["domains"]))
-            rows, dimensions = (int(about["config"][name]) for name in ("buckets", "dimensions"))
+            rows = int(about["config"]["buckets"])
             more = {name: about[name] for name in ("config", "metrics")}
         except FileNotFoundError:
             raise UserError(f"there is no classifier {path}; train one with jobs/classifier.py") from None
         except (KeyError, ValueError, TypeError, OverflowError, RecursionError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is no classifier of ours ({error}); train one with jobs/classifier.py") from None
         outputs = len(heads) + len(domains)
-        shapes = {"embeddings": (rows, dimensions), "weights": (dimensions, outputs), "bias": (outputs,)}
-        for name, shape in shapes.items():
+        for name, shape in {"table": (rows, outputs), "bias": (outputs,)}.items():
             array = tensors.get(name)
             if array is None or array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
                 found = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
                 raise UserError(f"{path}: {name} is {found}, not finite float32{list(shape)}; train the model again")
         if not rows or rows & (rows - 1) or not outputs:
             raise UserError(f"{path}: {rows} buckets (a power of two is needed), {outputs} outputs; train it again")
-        return cls(heads, domains, tensors["embeddings"], tensors["weights"], tensors["bias"], more)
+        return cls(heads, domains, tensors["table"], tensors["bias"], more)
 
     def save(self, path: str) -> None:
         """Write the model to a local path; the same model gives the same bytes."""
         about = {"version": VERSION, "heads": self.heads, "domains": self.domains, **self.about}
-        tensors = {"embeddings": self.embeddings, "weights": self.weights, "bias": self.bias}
-        tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
         # One entry of metadata: the library writes several in any order.
         metadata = {FORMAT: storage.canonical_json(about).decode()}
         with open(path, "wb") as file:
-            file.write(arrays.save(tensors, metadata))
+            file.write(arrays.save({"table": self.table, "bias": self.bias}, metadata))
 
     def score(self, text: pa.ChunkedArray) -> pa.Table:
         """A row for each text (large_string, no nulls): a float32 in 0..1 per head, and `domain` (dictionary string)
@@ -128,5 +116,4 @@ class Classifier:
 
     def logits(self, words: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """float32[documents, outputs] of documents as word hashes."""
-        table: np.ndarray = self._table  # type: ignore[attr-defined]
-        return means(words, offsets, table) + self.bias
+        return means(words, offsets, self.table) + self.bias

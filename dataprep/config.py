@@ -10,10 +10,14 @@ from dataprep import python_installation
 Kind = Literal["jsonl", "parquet", "arrow", "text", "tree", "python-installation"]
 
 
-class Fields(BaseModel):
-    """Which fields of a record hold what; a dotted name (`doc.body`) reaches into nested objects."""
+class Section(BaseModel):
+    """A part of the configuration: an unknown key is a mistake, and nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Fields(Section):
+    """Which fields of a record hold what."""
 
     text: str = Field("text", min_length=1, description="field that holds the text")
     id: str | None = Field(
@@ -29,10 +33,8 @@ class Fields(BaseModel):
         return self
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(Section):
     """One source: a label and the files that belong to it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="label of the source: letters, digits, `_`, `.`, `-`"
@@ -49,9 +51,7 @@ class SourceConfig(BaseModel):
     meta: tuple[str, ...] | None = Field(None, description="further fields to keep in `meta`; null: all of them")
     include: tuple[str, ...] = Field((), description="keep only files whose path matches one of these globs (`*.py`)")
     exclude: tuple[str, ...] = Field((), description="leave out files whose path matches one of these globs")
-    max_bytes: int | None = Field(
-        None, gt=0, description="take at most so many bytes of files (text, tree, python-installation)"
-    )
+    max_bytes: int | None = Field(None, gt=0, description="python-installation: take at most so many bytes of files")
     max_record_mb: float = Field(256, gt=0, description="longer records are quarantined, not read into memory (MB)")
 
     @model_validator(mode="after")
@@ -61,8 +61,8 @@ class SourceConfig(BaseModel):
                 raise ValueError(f"source {self.name!r}: python-installation finds its own files; remove `paths`")
         elif not self.paths:
             raise ValueError(f"source {self.name!r}: `paths` is empty; name at least one file, directory, glob or URL")
-        if self.max_bytes is not None and self.kind not in ("text", "tree", "python-installation"):
-            raise ValueError(f"source {self.name!r}: `max_bytes` needs kind text, tree or python-installation")
+        elif self.max_bytes is not None:
+            raise ValueError(f"source {self.name!r}: `max_bytes` needs kind python-installation")
         return self
 
     @cached_property
@@ -78,10 +78,8 @@ class SourceConfig(BaseModel):
         return [self.name]
 
 
-class CorpusConfig(BaseModel):
+class CorpusConfig(Section):
     """The corpus: its sources and the size of its pieces."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="where the text comes from")
     partition_mb: float = Field(256, gt=0, description="text and meta per corpus partition (MB)")

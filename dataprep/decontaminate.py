@@ -7,24 +7,27 @@ document's *overlap* is the largest share of one item's distinct n-grams that it
 question ..."), no evidence, and count for nothing.
 """
 
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from dataprep.phrases import Phrases, hashes, runs
+from dataprep.config import Section
 from dataprep.readers import named_records
-from dataprep.storage import UserError
+from dataprep.storage import UserError, array_buffers, runs
+from kernels.membership import bitmap, members
+from kernels.minhash import shingles
+from kernels.words import Folding, word_hashes
 
 COMMON = 100
+CHUNK = 16 << 20  # bytes of text whose word hashes are in memory at a time
+FOLDING: Folding = "verification"
 
 
-class EvaluationSet(BaseModel):
+class EvaluationSet(Section):
     """One evaluation set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str = Field(min_length=1, description="a JSONL, Parquet or Arrow file, or text with one item per line")
     fields: tuple[str, ...] = Field(
@@ -34,10 +37,8 @@ class EvaluationSet(BaseModel):
     )
 
 
-class DecontaminateConfig(BaseModel):
+class DecontaminateConfig(Section):
     """Evaluation sets that must not be trained on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sets: dict[str, EvaluationSet] = Field(default_factory=dict, description="name -> file, or {path, fields}")
     ngram: int = Field(13, ge=2, le=64, description="words per n-gram")
@@ -59,39 +60,48 @@ class DecontaminateConfig(BaseModel):
 
 
 class Index:
-    """The n-grams of all evaluation items, ready to be found in documents."""
+    """The n-grams of all evaluation items, ready to be found in documents.
+
+    keys: their hashes, uint64, sorted, without repeats; `pairs`: which item (int64) has which. lengths: how many words
+    they have. passed_over: set -> its items with no n-gram to look for; total: all others.
+    """
 
     def __init__(self, config: DecontaminateConfig):
         self.sets = tuple(config.sets)
         read = [(code, t) for code, (n, s) in enumerate(config.sets.items()) for t in dict.fromkeys(items(n, s))]
-        words, offsets = hashes(pa.array([text for _, text in read], pa.large_string()))
-        counts = np.diff(offsets)
-        lengths = np.where(counts >= config.ngram, config.ngram, counts)
-        lengths[counts < config.shortest] = 0
         self.set_of_item = np.array([code for code, _ in read], np.int64)
-        grams = [runs(words, offsets, int(n), lengths == n) for n in np.unique(lengths[lengths > 0])]
-        none = (np.zeros(0, np.uint64), np.zeros(0, np.int64))
-        hashed, owners = (np.concatenate(parts) for parts in zip(none, *grams, strict=True))
-        order = np.lexsort((owners, hashed))
-        hashed, owners = hashed[order], owners[order]
-        new = np.ones(len(hashed), bool)  # an n-gram counts once per item
-        new[1:] = (hashed[1:] != hashed[:-1]) | (owners[1:] != owners[:-1])
-        keys, shared = np.unique(hashed[new], return_counts=True)
-        kept = shared <= COMMON
-        # Item numbers of each key, one run after the other: those of keys[k] are items[starts[k]:][:item_counts[k]].
-        self.item_counts = shared[kept]
-        self.starts = np.cumsum(self.item_counts) - self.item_counts
-        self.items = owners[new][np.repeat(kept, shared)]
-        self.grams = np.bincount(self.items, minlength=len(read))
-        self.phrases = Phrases(keys[kept], set(lengths.tolist()) - {0})
-        self.passed_over = dict.fromkeys(self.sets, 0)
-        for item in np.nonzero(self.grams == 0)[0]:
-            self.passed_over[self.sets[self.set_of_item[item]]] += 1
+        texts = pa.array([text for _, text in read], pa.large_string())
+        words, offsets = word_hashes(*array_buffers(texts), FOLDING)
+        counts = np.diff(offsets)
+        lengths = np.where(counts < config.shortest, 0, np.minimum(counts, config.ngram))
+        self.lengths = sorted(set(lengths.tolist()) - {0})
+        found = [pa.table({"key": np.zeros(0, np.uint64), "item": np.zeros(0, np.int64)})]
+        for n in self.lengths:
+            values, value_offsets = shingles(words, offsets, n)
+            owner = np.repeat(np.arange(len(read)), np.diff(value_offsets))
+            chosen = lengths[owner] == n
+            found.append(pa.table({"key": values[chosen], "item": owner[chosen]}))
+        pairs = _distinct(pa.concat_tables(found))
+        keys, place, sharing = np.unique(pairs["key"], return_inverse=True, return_counts=True)
+        self.keys, self.pairs = keys[sharing <= COMMON], pairs.filter(sharing[place] <= COMMON)
+        self.bits = bitmap(self.keys)
+        self.grams = np.bincount(self.pairs["item"], minlength=len(read))
+        missing = np.bincount(self.set_of_item[self.grams == 0], minlength=len(self.sets))
+        self.passed_over = dict(zip(self.sets, missing.tolist(), strict=True))
+        self.total = int((self.grams > 0).sum())
 
-    @cached_property
-    def total(self) -> int:
-        """Items that can be found."""
-        return int((self.grams > 0).sum())
+    def _find(self, text: pa.ChunkedArray) -> pa.Table:
+        """(document, key) of every n-gram in documents, int64 and uint64, once each."""
+        data, offsets = array_buffers(text)
+        found = [pa.table({"document": np.zeros(0, np.int64), "key": np.zeros(0, np.uint64)})]
+        for first, end in runs(offsets, CHUNK) if self.lengths else ():
+            words, word_offsets = word_hashes(data, offsets[first : end + 1], FOLDING)
+            for n in self.lengths:
+                values, value_offsets = shingles(words, word_offsets, n)
+                places, keys = members(values, self.keys, self.bits)
+                documents = first + np.searchsorted(value_offsets, places, side="right") - 1
+                found.append(pa.table({"document": documents, "key": self.keys[keys]}))
+        return _distinct(pa.concat_tables(found))
 
     def overlaps(self, text: pa.ChunkedArray) -> dict[str, pa.Array]:
         """What each document holds of the item it holds most of.
@@ -101,19 +111,14 @@ class Index:
         """
         codes = np.full(len(text), -1, np.int64)
         shares, counts = np.zeros(len(text)), np.zeros(len(text), np.int64)
-        if pieces := list(self.phrases.find(text)):
-            documents, keys = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-            documents, keys = np.divmod(np.unique(documents * len(self.item_counts) + keys), len(self.item_counts))
-            many = self.item_counts[keys]
-            places = np.repeat(self.starts[keys] + many - np.cumsum(many), many) + np.arange(many.sum())
-            pairs = np.repeat(documents, many) * len(self.grams) + self.items[places]
-            pairs, count = np.unique(pairs, return_counts=True)
-            document, item = np.divmod(pairs, len(self.grams))
-            share = count / self.grams[item]
-            order = np.lexsort((item, -count, -share, document))
-            best = order[np.unique(document[order], return_index=True)[1]]
-            at = document[best]
-            codes[at], shares[at], counts[at] = self.set_of_item[item[best]], share[best], count[best]
+        held = self._find(text).join(self.pairs, "key", join_type="inner").group_by(["document", "item"])
+        found = held.aggregate([([], "count_all")])
+        document, item, count = (found[name].to_numpy() for name in ("document", "item", "count_all"))
+        share = count / self.grams[item]
+        order = np.lexsort((item, -count, -share, document))
+        best = order[np.unique(document[order], return_index=True)[1]]
+        at = document[best]
+        codes[at], shares[at], counts[at] = self.set_of_item[item[best]], share[best], count[best]
         return {
             "evaluation": pa.DictionaryArray.from_arrays(
                 pa.array(codes, pa.int32(), mask=codes < 0), pa.array(self.sets, pa.string())
@@ -121,6 +126,10 @@ class Index:
             "overlap": pa.array(shares.astype(np.float32)),
             "overlap_ngrams": pa.array(counts.astype(np.uint32)),
         }
+
+
+def _distinct(table: pa.Table) -> pa.Table:
+    return table.group_by(table.column_names).aggregate([])
 
 
 @lru_cache(1)

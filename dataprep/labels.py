@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from dataprep import storage
+from dataprep.config import Section
+from dataprep.quality import groups
 from dataprep.storage import UserError
 from kernels.words import mix
 
@@ -25,10 +27,8 @@ DOMAINS = (
 )  # fmt: skip
 
 
-class LabelsConfig(BaseModel):
+class LabelsConfig(Section):
     """Which documents a language model rates, where it answers, and what that may cost."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: str = Field(
         "http://127.0.0.1:8000/v1", description="base URL of an OpenAI-compatible server; /chat/completions is added"
@@ -105,15 +105,12 @@ class Rubric:
 def sample(documents: pa.Table, quality: pa.Table, config: LabelsConfig) -> pa.Table:
     """The documents of one partition that may be asked about: of each stratum the `per_stratum` first by hash.
 
-    documents: doc, source, text, content_hash. quality: the same rows; its `language` and `tier` are used where there
-    such are. Returns doc, place (uint64, equal for equal contents), source, language, tier (string or null), text.
+    documents: doc, source, text, content_hash. quality: the same rows. Returns doc, place (uint64, equal for equal
+    contents), source, language, tier (string), text.
     """
-    strings = {"source": documents["source"].cast(pa.string())} | {
-        name: quality[name].cast(pa.string()) if name in quality.column_names else pa.nulls(len(quality), pa.string())
-        for name in STRATUM[1:]
-    }
     salt = np.uint64(xxhash.xxh3_64_intdigest(b"labels", config.seed % 2**64))
     place = mix(storage.hash_halves(documents["content_hash"])[:, 0] ^ salt)
+    strings = {name: t[name].cast(pa.string()) for name, t in zip(STRATUM, (documents, quality, quality), strict=True)}
     table = pa.table({"doc": documents["doc"], "place": place} | strings)
     chosen = choose(table, config.per_stratum)
     text = pc.utf8_slice_codeunits(documents["text"].take(chosen), 0, config.characters)
@@ -124,10 +121,7 @@ def choose(table: pa.Table, count: int) -> pa.Array:
     """Rows of a table as `sample` makes them: of each stratum the `count` first contents by place; first of all strata
     first, then second, so that whoever stops early has asked about all of them alike."""
     place, doc = table["place"].to_numpy(), table["doc"].to_numpy()
-    stratum = np.zeros(len(table), np.int64)
-    for name in STRATUM:
-        column = table[name].combine_chunks().dictionary_encode("encode")
-        stratum = stratum * (len(column.dictionary) + 1) + np.asarray(column.indices, np.int64)
+    stratum, _ = groups(*(table[name] for name in STRATUM))
     order = np.lexsort((doc, place, stratum))
     same = (np.diff(stratum[order]) == 0) & (place[order][1:] == place[order][:-1])
     order = order[np.append(True, ~same)[: len(order)]]

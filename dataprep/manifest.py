@@ -2,7 +2,6 @@
 
 import contextlib
 import fnmatch
-import glob
 import json
 import os
 import stat
@@ -31,17 +30,8 @@ MAX_FILES = 1 << 24
 
 # What tells two versions of a remote file apart, best first, as the various file systems spell it.
 _ETAGS = (
-    "ETag",
-    "etag",
-    "blob_id",
-    "md5Hash",
-    "content_md5",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "updated",
-    "created",
-)
+    "ETag", "etag", "blob_id", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,15 +45,11 @@ class InputFile:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(InputFile):
     """A file that was there once. file: its number, in every `doc` of it. group: the files read by the same task."""
 
     file: int
     group: int
-    source: str
-    path: str
-    version: str
-    bytes: int
 
 
 def list_inputs(config: CorpusConfig) -> list[InputFile]:
@@ -93,7 +79,7 @@ def update(
         if new.source != filling or filled + new.bytes > group_bytes:
             group, filling, filled = group + 1, new.source, 0.0
         filled += new.bytes
-        entries.append(Entry(len(entries), group, **asdict(new)))
+        entries.append(Entry(**asdict(new), file=len(entries), group=group))
     present = {(i.source, i.path, i.version) for i in inputs}
     return entries, [e for e in entries if (e.source, e.path, e.version) in present]
 
@@ -164,15 +150,19 @@ def _source_inputs(source: SourceConfig) -> list[InputFile]:
     if source.kind == "python-installation":
         parts = python_installation.list_files(source.max_bytes, wanted)
         return [_input(f"{source.name}-{part}", path, source) for part, path in parts]
-    found: dict[str, InputFile] = {}
+    found: set[str] = set()
     for pattern in source.paths:
         with _named(source, f"cannot list {pattern!r}", pattern, "correct it in `paths`"):
-            paths = [path for path in _files(pattern) if wanted(path)]
+            paths = [path for path in expand(pattern) if wanted(path)]
         if not paths:
             raise UserError(f"source {source.name!r}: {pattern!r} matches no file; correct or remove it in `paths`")
-        found |= {path: _input(source.name, path, source) for path in paths if path not in found}
-    taken = python_installation.take({path: file.bytes for path, file in found.items()}, source.max_bytes)
-    return [found[path] for path in sorted(taken)]
+        found.update(paths)
+    return [_input(source.name, path, source) for path in sorted(found)]
+
+
+def _matches(path: str, globs: Sequence[str]) -> bool:
+    """Whether a path, or what is left of it after some folder, matches one of the globs."""
+    return any(fnmatch.fnmatchcase(path, g) or fnmatch.fnmatchcase(path, "*/" + g) for g in globs)
 
 
 def _input(label: str, path: str, source: SourceConfig) -> InputFile:
@@ -201,33 +191,3 @@ def _named(source: SourceConfig, what: str, path: str, todo: str) -> Iterator[No
             todo = f"check the URL, the credentials and the connection, or {todo}"
         detail = str(error) or type(error).__name__
         raise UserError(f"source {source.name!r}: {what} ({detail}); {todo}") from error
-
-
-def _files(pattern: str) -> Iterator[str]:
-    """The files of a path, directory or URL, or else of a glob. A directory's hidden files and folders are left out."""
-    if not is_local(pattern):
-        literal = not glob.has_magic(pattern) or exists(pattern)
-        below = len(pattern.rstrip("/")) if literal else None
-        yield from (path for path in expand(pattern) if below is None or "/." not in path[below:])
-        return
-    pattern = os.path.abspath(os.path.expanduser(pattern.removeprefix("file://")))
-    yield from _walk(pattern, ()) if os.path.isdir(pattern) else expand(pattern)
-
-
-def _walk(directory: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Files below a local directory, through links too, but not round a loop of them."""
-    real = os.path.realpath(directory)
-    if real in above:
-        return
-    for item in sorted(os.scandir(directory), key=lambda item: item.name):
-        if item.name.startswith("."):
-            continue
-        if item.is_dir():
-            yield from _walk(item.path, (*above, real))
-        else:
-            yield item.path
-
-
-def _matches(path: str, globs: Sequence[str]) -> bool:
-    """Whether a path, or what is left of it after some folder, matches one of the globs."""
-    return any(fnmatch.fnmatchcase(path, g) or fnmatch.fnmatchcase(path, "*/" + g) for g in globs)

@@ -8,7 +8,6 @@ places in the pattern: what comes first in it is what a backtracking matcher wou
 
 import functools
 import re
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -73,9 +72,13 @@ def members(source: str) -> np.ndarray:
 
 
 class Node(NamedTuple):
-    """A part of a pattern. kind: set (of characters `source`), ahead, not_ahead (the same), all, any, repeat."""
+    """A part of a pattern. kind: set (of characters `source`), ahead, not_ahead (the same), all, any, repeat.
+
+    nullable: whether it can match without a character.
+    """
 
     kind: Literal["set", "ahead", "not_ahead", "all", "any", "repeat"]
+    nullable: bool
     source: str = ""
     parts: tuple["Node", ...] = ()
     least: int = 0
@@ -110,7 +113,7 @@ class Parser:
         options = [self.sequence(fold)]
         while self.take("|"):
             options.append(self.sequence(fold))
-        return Node("any", parts=tuple(options))
+        return Node("any", any(part.nullable for part in options), parts=tuple(options))
 
     def sequence(self, fold: bool) -> Node:
         parts: list[Node] = []
@@ -123,7 +126,7 @@ class Parser:
             parts.append(self.repeated(part))
         if fold and any(pair in letters.lower() for pair in FOLDED_PAIRS):
             raise self.error("letters that one character matches")
-        return Node("all", parts=tuple(parts))
+        return Node("all", all(part.nullable for part in parts), parts=tuple(parts))
 
     def atom(self, fold: bool) -> Node:
         if self.take("(?!") or self.take("(?="):
@@ -131,7 +134,7 @@ class Parser:
             inner = self.atom(fold)
             if inner.kind != "set" or not self.take(")"):
                 raise self.error("a look at more than one character")
-            return Node(kind, inner.source)
+            return Node(kind, True, inner.source)
         if self.take("("):
             fold = self.take("?i:") or (fold and self.take("?:")) or (self.take("?:") and False)
             if self.pattern.startswith("?", self.at):
@@ -147,7 +150,7 @@ class Parser:
         self.at += len(source)
         if fold and not source.isascii():
             raise self.error("letters beyond ASCII whose case does not count")
-        return Node("set", f"(?i:{source})" if fold else source)
+        return Node("set", False, f"(?i:{source})" if fold else source)
 
     def repeated(self, node: Node) -> Node:
         match = self.REPEAT.match(self.pattern, self.at)
@@ -162,118 +165,77 @@ class Parser:
         else:
             least = int(match[1])
             most = least if not match[2] else (int(match[3]) if match[3] else None)
-        if max(least, most or 0) > MOST_REPEATS or nullable(node) or node.kind in ("ahead", "not_ahead"):
+        if max(least, most or 0) > MOST_REPEATS or node.nullable:
             raise self.error("a repeat of something empty, or too many")
-        return Node("repeat", parts=(node,), least=least, most=most)
+        return Node("repeat", least == 0, parts=(node,), least=least, most=most)
 
 
-def nullable(node: Node) -> bool:
-    """Whether the node can match without a character."""
-    if node.kind == "repeat":
-        return node.least == 0
-    if node.kind in ("all", "any"):
-        return (all if node.kind == "all" else any)(nullable(part) for part in node.parts)
-    return node.kind != "set"
+def sources(node: Node) -> set[str]:
+    """The sets of characters in a node."""
+    return {node.source} - {""} | {source for part in node.parts for source in sources(part)}
 
 
-MATCH, SET, AHEAD, NOT_AHEAD, SPLIT = range(5)
+Thread = tuple[()] | tuple[Node, "Thread"]  # what is still to be matched: a node, then another thread; () = nothing
 
 
-@dataclass
-class Program:
-    """A pattern as instructions (operation, argument, next): to match `set`, to look ahead, to try one, then another.
+def step(threads: tuple[Thread, ...], held: frozenset[str]) -> tuple[tuple[Thread, ...], bool]:
+    """(threads behind the next character, whether they match before it); held: the sets it is in.
 
-    A thread is the index of an instruction; 0 is MATCH.
+    Threads that come after a match are dropped: a backtracking matcher would have been content with it.
     """
-
-    code: list[tuple[int, int, int]]
-    sets: list[str]
-
-    @classmethod
-    def compile(cls, node: Node) -> "tuple[Program, int]":
-        program = cls([(MATCH, 0, 0)], [])
-        return program, program.add(node, 0)
-
-    def emit(self, operation: int, argument: int, after: int) -> int:
-        self.code.append((operation, argument, after))
-        return len(self.code) - 1
-
-    def add(self, node: Node, after: int) -> int:
-        """Append the instructions of a node that is followed by instruction `after`; where they begin."""
-        if node.kind == "all":
+    todo, seen, following = list(reversed(threads)), set[Thread](), dict[Thread, None]()
+    while todo:
+        thread = todo.pop()
+        if thread in seen:
+            continue
+        seen.add(thread)
+        if not thread:
+            return tuple(following), True
+        node, after = thread
+        if node.kind == "set":
+            if node.source in held:
+                following[after] = None
+        elif node.kind == "all":
             for part in reversed(node.parts):
-                after = self.add(part, after)
-            return after
-        if node.kind == "any":
-            starts = [self.add(part, after) for part in node.parts]
-            return functools.reduce(
-                lambda rest, first: self.emit(SPLIT, first, rest), reversed(starts[:-1]), starts[-1]
-            )
-        if node.kind == "repeat":
-            (part,) = node.parts
-            if node.most is None:
-                loop = self.emit(SPLIT, 0, after)
-                self.code[loop] = (SPLIT, self.add(part, loop), after)
-                start = loop
-            else:
-                start = after
-                for _ in range(node.most - node.least):
-                    start = self.emit(SPLIT, self.add(part, start), after)
-            for _ in range(node.least):
-                start = self.add(part, start)
-            return start
-        if node.source not in self.sets:
-            self.sets.append(node.source)
-        operation = {"set": SET, "ahead": AHEAD, "not_ahead": NOT_AHEAD}[node.kind]
-        return self.emit(operation, self.sets.index(node.source), after)
-
-    def step(self, threads: tuple[int, ...], held: np.ndarray) -> tuple[tuple[int, ...], bool]:
-        """(threads behind the next character, whether they match before it); held: the sets it is in.
-
-        Threads that come after a match are dropped: a backtracking matcher would have been content with it.
-        """
-        todo, seen, following = list(reversed(threads)), set(), dict[int, None]()
-        while todo:
-            thread = todo.pop()
-            if thread in seen:
-                continue
-            seen.add(thread)
-            operation, argument, after = self.code[thread]
-            if operation == MATCH:
-                return tuple(following), True
-            if operation == SPLIT:
-                todo += [after, argument]
-            elif operation == SET:
-                if held[argument]:
-                    following[after] = None
-            elif held[argument] == (operation == AHEAD):
+                after = (part, after)
+            todo.append(after)
+        elif node.kind == "any":
+            todo += [(part, after) for part in reversed(node.parts)]
+        elif node.kind == "repeat":
+            if node.least == 0:
                 todo.append(after)
-        return tuple(following), False
+            if node.most != 0:
+                again = node._replace(least=max(0, node.least - 1), most=None if node.most is None else node.most - 1)
+                todo.append((node.parts[0], (again, after)))
+        elif (node.source in held) == (node.kind == "ahead"):
+            todo.append(after)
+    return tuple(following), False
 
 
 @functools.cache
 def compile_pattern(pattern: str) -> Scanner:
     """The tables of a pattern that matches at least one character. Unsupported if it is of another kind."""
-    program, first = Program.compile(Parser(pattern).parse())
-    if len(program.sets) > 63:
+    node = Parser(pattern).parse()
+    sets = sorted(sources(node))
+    if len(sets) > 63:
         raise Unsupported("its pattern has too many sets of characters")
     signature = np.zeros(CODE_POINTS, np.uint64)
-    for bit, source in enumerate(program.sets):
+    for bit, source in enumerate(sets):
         signature |= members(source).astype(np.uint64) << np.uint64(bit)
     runs = np.flatnonzero(np.diff(signature, prepend=~signature[0]))  # few: neighbours are alike
     signatures, kinds = np.unique(signature[runs], return_inverse=True)
     if len(signatures) > 255:
         raise Unsupported("its pattern tells too many kinds of characters apart")
     classes = np.repeat(kinds, np.diff(runs, append=CODE_POINTS))
-    held = [(int(value) >> np.arange(len(program.sets))) & 1 == 1 for value in signatures]
-    held.append(np.zeros(len(program.sets), bool))  # the end of the text is in no set
+    held = [frozenset(s for bit, s in enumerate(sets) if value >> bit & 1) for value in signatures.tolist()]
+    held.append(frozenset())  # the end of the text is in no set
     width = len(held)
-    states: dict[tuple[int, ...], int] = {(): 0, (first,): width}
-    found: list[tuple[int, ...]] = [(first,)]
+    found: list[tuple[Thread, ...]] = [((node, ()),)]
+    states = {(): 0, found[0]: width}
     steps: list[int] = [0] * width
     for threads in found:  # it grows meanwhile
         for row in held:
-            following, matched = program.step(threads, row)
+            following, matched = step(threads, row)
             if following not in states:
                 states[following] = len(states) * width
                 found.append(following)

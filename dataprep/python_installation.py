@@ -6,6 +6,7 @@ Real text with real duplicates (vendored packages, licence files) that needs no 
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import re
 import sysconfig
@@ -32,7 +33,8 @@ def roots() -> dict[str, str]:
 def list_files(max_bytes: int | None, wanted: Callable[[str], bool] = lambda path: True) -> list[tuple[str, str]]:
     """(sub-source, path) of the installation's files, in an order that is the same wherever it is installed.
 
-    max_bytes limits the size of all files together, wanted says which paths to consider.
+    max_bytes limits the size of all files together, wanted says which paths to consider. The order is that of a hash
+    of the last two path components: vendored copies of one file are taken together and every package has a chance.
     """
     sizes: dict[str, dict[str, int]] = {part: {} for part in PARTS}
     own = _local_projects()
@@ -43,26 +45,14 @@ def list_files(max_bytes: int | None, wanted: Callable[[str], bool] = lambda pat
             if part and size and path not in own:
                 sizes[part][path] = size
     chosen: list[tuple[str, str]] = []
-    left = max_bytes
+    left = limit = math.inf if max_bytes is None else max_bytes
     for part, share in PARTS.items():
-        taken = take(sizes[part], left if max_bytes is None else min(left or 0, int(share * max_bytes)))
-        chosen += [(part, path) for path in taken]
-        left = None if left is None else left - sum(sizes[part][path] for path in taken)
+        room = min(left, share * limit)
+        for path in sorted(sizes[part], key=_hash_order):
+            if (size := sizes[part][path]) <= room:
+                chosen.append((part, path))
+                room, left = room - size, left - size
     return chosen
-
-
-def take(sizes: dict[str, int], max_bytes: int | None) -> list[str]:
-    """Of files and their sizes, as many as fit into `max_bytes` together.
-
-    The order is that of a hash of the last two path components: vendored copies of one file are taken together and
-    every package has a chance.
-    """
-    taken, total = [], 0
-    for path in sorted(sizes, key=_hash_order):
-        if max_bytes is None or total + sizes[path] <= max_bytes:
-            taken.append(path)
-            total += sizes[path]
-    return taken
 
 
 def _hash_order(path: str) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataprep import decontaminate
 from dataprep.language import identify
@@ -42,7 +43,7 @@ def measure(documents: pa.Table, config: QualityConfig) -> pa.Table:
     """
     text = documents["text"]
     columns: dict[str, Any] = {"doc": documents["doc"]}
-    measured = signals(text, config.bad_words)
+    measured = signals(text)
     columns |= {name: pa.array(values) for name, values in measured.items()}
     columns["language"], columns["language_score"] = identify(text)
     points = _score(measured)
@@ -75,15 +76,8 @@ def _head(heads: pa.Table, config: QualityConfig) -> np.ndarray:
 
 def histograms(measured: pa.Table, documents: pa.Table) -> Histograms:
     """How often each score occurs, by source and language. measured: from `measure`, of these documents."""
-    group, names = groups(documents, measured)
     bins = np.floor(measured["score"].to_numpy() * np.float32(BINS)).astype(np.int64)
-    result: Histograms = {}
-    for code, (source, language) in enumerate(names):
-        values, counts = np.unique(bins[group == code], return_counts=True)
-        result.setdefault(source, {})[language] = {
-            str(b): n for b, n in zip(values.tolist(), counts.tolist(), strict=True)
-        }
-    return result
+    return counts(documents["source"], measured["language"], pa.array(bins))
 
 
 def cuts(scores: Histograms, config: QualityConfig) -> Cuts:
@@ -111,7 +105,7 @@ def judge(documents: pa.Table, measured: pa.Table, config: QualityConfig, limits
     Columns: doc; language and score as measured; failed list<dictionary string>, in the order of RULES; tier dictionary
     string; contaminated bool.
     """
-    group, names = groups(documents, measured)
+    group, names = groups(documents["source"], measured["language"])
     failing = _failing(measured, group, names, config)
     points = measured["score"].to_numpy()
     lows, highs = np.array([limits[s][l] for s, l in names], np.float32).reshape(-1, 2).T
@@ -132,34 +126,38 @@ def judge(documents: pa.Table, measured: pa.Table, config: QualityConfig, limits
     )
 
 
-def _failing(measured: pa.Table, group: np.ndarray, names: list[tuple[str, str]], config: QualityConfig) -> np.ndarray:
+def _failing(measured: pa.Table, group: np.ndarray, names: list[tuple[str, ...]], config: QualityConfig) -> np.ndarray:
     """bool[documents, rules]: which rules of its source and language a document fails."""
     judges = [config.judges(*name) for name in names]
     failing = np.zeros((len(measured), len(RULES)), bool)
     for column, (rule, interval) in enumerate((RULES | config.thresholds).items()):
         rule_set, signal = rule.split(".")
         low, high = (math.inf * sign if limit is None else limit for limit, sign in zip(interval, (-1, 1), strict=True))
-        values = measured[signal].to_numpy()  # NaN, not measured, fails nothing
+        values = measured[signal].to_numpy()
         outside = (values < np.float32(low)) | (values > np.float32(high))
         failing[:, column] = outside & np.array([rule_set in sets for sets in judges], bool)[group]
     return failing
 
 
-def groups(documents: pa.Table, measured: pa.Table) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """(codes int64, the (source, language) they stand for, sorted) of the documents."""
-    sources, languages = encode(documents["source"]), encode(measured["language"])
-    pairs, codes = np.unique(sources[0] * len(languages[1]) + languages[0], return_inverse=True)
-    names = [(sources[1][p // len(languages[1])], languages[1][p % len(languages[1])]) for p in pairs.tolist()]
-    return codes, names
+def groups(*columns: pa.ChunkedArray) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    """(codes int64, the strings they stand for) of the rows of some string columns, dictionaries or not."""
+    joined = pc.binary_join_element_wise(*(column.cast(pa.string()) for column in columns), "\0")
+    coded = joined.combine_chunks().dictionary_encode()
+    names = [tuple(pair.split("\0")) for pair in coded.dictionary.to_pylist()]
+    return np.asarray(coded.indices, np.int64), names
 
 
-def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """(codes int64, the strings they stand for, sorted) of a string column, dictionary or not."""
-    array = column.cast(pa.string()).combine_chunks().dictionary_encode()
-    names = array.dictionary.to_pylist()
-    order = sorted(range(len(names)), key=names.__getitem__)
-    place = np.argsort(np.array(order, np.int64))
-    return place[np.asarray(array.indices, np.int64)], [names[k] for k in order]
+def counts(*columns: pa.ChunkedArray | pa.Array) -> dict[str, Any]:
+    """How many rows have each combination of values of some columns; nested in their order, keys as strings."""
+    names = [str(k) for k in range(len(columns))]
+    table = pa.table([column.cast(pa.string()) for column in columns], names)
+    result: dict[str, Any] = {}
+    for row in table.group_by(names).aggregate([([], "count_all")]).to_pylist():
+        inner = result
+        for name in names[:-1]:
+            inner = inner.setdefault(row[name], {})
+        inner[row[names[-1]]] = row["count_all"]
+    return result
 
 
 def _dictionary(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray:

@@ -29,7 +29,6 @@ _ARROW_MAGIC = b"ARROW1"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING = re.compile(rb'"[^"]*"?')
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
-_MISSING = object()
 _UNFIT = (pa.ArrowException, ValueError, OverflowError, KeyError)  # of values that Python's own types cannot hold
 
 
@@ -161,22 +160,20 @@ def _utf8(data: bytes) -> str:
 
 def _record(number: int, row: dict[str, Any], source: SourceConfig) -> Record:
     """A record from its fields; takes text and id out of `row`. Rejected where it has no text."""
-    text = _take(row, source.fields.text)
-    if text is _MISSING or text is None:
+    text, name = row.pop(source.fields.text, None), source.fields.id or "id"
+    if text is None:
         raise Rejected("missing field", f"no {source.fields.text!r} among {', '.join(map(str, row)) or 'no fields'}")
-    owner = _take(row, source.fields.id or "id")
-    if source.fields.id is not None:
-        if owner is _MISSING or owner is None:
-            raise Rejected("missing field", f"no {source.fields.id!r}")
-        if isinstance(owner, bool) or not isinstance(owner, (str, int)):
-            raise Rejected("wrong type", f"{source.fields.id!r} is a {type(owner).__name__}, not a string or integer")
-    elif isinstance(owner, bool) or not isinstance(owner, (str, int)):
-        if owner is not _MISSING:
-            row["id"] = owner
+    owner = row.get(name)
+    if isinstance(owner, str | int) and not isinstance(owner, bool):
+        del row[name]
+    elif source.fields.id is None:
         owner = None
+    elif owner is None:
+        raise Rejected("missing field", f"no {name!r}")
+    else:
+        raise Rejected("wrong type", f"{name!r} is a {type(owner).__name__}, not a string or integer")
     if source.meta is not None:
-        kept = ((name, _take(row, name)) for name in source.meta)
-        row = {name: value for name, value in kept if value is not _MISSING}
+        row = {name: row[name] for name in source.meta if name in row}
     return Record(number, _encode(text, source), None if owner is None else _clean(str(owner)), _meta(row))
 
 
@@ -195,18 +192,6 @@ def _encode(text: Any, source: SourceConfig) -> bytes:
     if len(data) > source.max_record:
         raise Rejected("record too long", f"{len(data):,} bytes of text; max_record_mb is {source.max_record_mb:g}")
     return data
-
-
-def _take(row: dict[str, Any], name: str) -> Any:
-    """Remove and return the field with this name, dotted or nested; _MISSING where there is none."""
-    if name in row:
-        return row.pop(name)
-    *above, last = name.split(".")
-    for part in above:
-        row = row.get(part)  # type: ignore[assignment]
-        if not isinstance(row, dict):
-            return _MISSING
-    return row.pop(last, _MISSING)
 
 
 def _clean(text: str) -> str:
@@ -304,12 +289,12 @@ def _columns(names: list[str], source: SourceConfig) -> list[str] | None:
     """The columns to read; None for all."""
     if source.meta is None:
         return None
-    wanted = {field.split(".")[0] for field in (source.fields.text, source.fields.id or "id", *source.meta)}
+    wanted = {source.fields.text, source.fields.id or "id", *source.meta}
     return [name for name in names if name in wanted]
 
 
 def _need_text(names: list[str], source: SourceConfig) -> None:
-    if source.fields.text.split(".")[0] not in names:
+    if source.fields.text not in names:
         raise Unreadable("missing field", f"no column {source.fields.text!r} among {', '.join(names)}")
 
 
@@ -336,30 +321,24 @@ def _to_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | Rejected]:
     """The rows, or why one has a value that nothing here can hold."""
     try:
         batch.validate(full=True)  # to use values that point outside their buffers would end the process
-        columns = [column.to_pylist() for column in batch.columns]
+        columns = [_values(column) for column in batch.columns]
         return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-    except _UNFIT:
+    except _UNFIT as error:
         if len(batch) > 1:  # one by one, so that no row depends on its neighbours
             return [row for i in range(len(batch)) for row in _to_rows(batch.slice(i, 1))]
-    try:
-        batch.validate(full=True)
-        return [{name: _value(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}]
-    except Rejected as why:
-        return [why]
-    except _UNFIT as error:
         return [Rejected("invalid UTF-8" if "UTF8" in str(error) else "unreadable value", str(error))]
 
 
-def _value(name: str, column: pa.Array) -> Any:
-    """The one value of a column; what Python cannot hold (a date after the year 9999) as a string."""
-    with contextlib.suppress(*_UNFIT):
-        return column[0].as_py()
+def _values(column: pa.Array) -> list[Any]:
+    """The values of a column; a single one that Python cannot hold (a date after the year 9999) as a string."""
     try:
-        if pa.types.is_timestamp(column.type) and column.type.tz:
-            column = column.view(pa.timestamp(column.type.unit, "UTC"))  # the zone itself may be unknown
-        return column.cast(pa.string())[0].as_py()
-    except _UNFIT as error:
-        raise Rejected("unreadable value", f"{name!r}: {error}") from error
+        return column.to_pylist()
+    except _UNFIT:
+        if len(column) > 1:
+            raise
+    if pa.types.is_timestamp(column.type) and column.type.tz:
+        column = column.view(pa.timestamp(column.type.unit, "UTC"))  # the zone itself may be unknown
+    return column.cast(pa.string()).to_pylist()
 
 
 @contextlib.contextmanager

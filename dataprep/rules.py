@@ -6,10 +6,11 @@ be told. Each source has its own sets: rules made for English web pages fail cod
 good reason.
 """
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from dataprep.config import Section
 from dataprep.decontaminate import DecontaminateConfig
 from dataprep.language import UNKNOWN, codes
 
@@ -25,8 +26,9 @@ class RuleSet(NamedTuple):
     but: tuple[str, ...] = ()
 
 
+RuleSetName = Literal["gopher-quality", "gopher-repetition", "c4", "fineweb"]
 UNSPACED = ("zh", "ja", "th", "lo", "km", "my", "bo", "dz")
-RULE_SETS = {
+RULE_SETS: dict[RuleSetName, RuleSet] = {
     # Rae et al., arXiv 2112.11446, table A1; published with at most 100,000 words, but books are what a long-context
     # curriculum lives on.
     "gopher-quality": RuleSet(
@@ -64,12 +66,7 @@ RULE_SETS = {
     ),
     # Raffel et al., JMLR 2020, section 2.2. C4 removes lines; here a document must have what C4 asks of what is left.
     "c4": RuleSet(
-        {
-            "c4_sentences": (3, None),
-            "curly_brackets": (None, 0),
-            "lorem_ipsum": (None, 0),
-            "bad_words": (None, 0),
-        },
+        {"c4_sentences": (3, None), "curly_brackets": (None, 0), "lorem_ipsum": (None, 0)},
         ("en",),
     ),
     # Penedo et al., arXiv 2406.17557, section 3.6.
@@ -86,13 +83,20 @@ RULE_SETS = {
 RULES = {f"{name}.{signal}": limits for name, group in RULE_SETS.items() for signal, limits in group.rules.items()}
 
 
-class TierConfig(BaseModel):
+def _known(code: str) -> str:
+    if code not in codes():
+        raise ValueError("take an ISO 639-1 code, such as en or zh")
+    return code
+
+
+Language = Annotated[str, AfterValidator(_known)]
+
+
+class TierConfig(Section):
     """What score makes a tier, for the documents of a source and language."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     source: str | None = Field(None, description="for documents of this source; null: any")
-    language: str | None = Field(None, description="for documents in this language (ISO 639-1); null: any")
+    language: Language | None = Field(None, description="for documents in this language (ISO 639-1); null: any")
     by: Literal["score", "quantile"] = Field(
         "score", description="whether low and high are scores, or shares of the documents of each source and language"
     )
@@ -106,26 +110,21 @@ class TierConfig(BaseModel):
         return self
 
 
-class QualityConfig(BaseModel):
+class QualityConfig(Section):
     """What is measured of every document, which rules each source must meet, and what score makes a tier."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rules: tuple[str, ...] = Field(
+    rules: tuple[RuleSetName, ...] = Field(
         default=("gopher-quality", "gopher-repetition"),
         description="rule sets of the sources that by_source does not name: " + ", ".join(RULE_SETS),
     )
-    by_source: dict[str, tuple[str, ...]] = Field(
+    by_source: dict[str, tuple[RuleSetName, ...]] = Field(
         default_factory=dict, description="source -> its rule sets; [] = no rules, right for code"
     )
-    languages: dict[str, tuple[str, ...]] = Field(
+    languages: dict[RuleSetName, tuple[Language, ...]] = Field(
         default_factory=dict, description="rule set -> the languages it judges, in place of those it was made for"
     )
     thresholds: dict[str, Interval] = Field(
         default_factory=dict, description="SET.SIGNAL -> [min, max] in place of the published ones; null = no limit"
-    )
-    bad_words: str | None = Field(
-        None, description="file of words and phrases, one per line, for the rule c4.bad_words"
     )
     classifier: str | None = Field(None, description="model file of a trained classifier; its scores are recorded")
     score: str = Field(
@@ -141,20 +140,6 @@ class QualityConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "QualityConfig":
-        named = {"rules": self.rules, "languages": tuple(self.languages)}
-        named |= {f"by_source.{source}": names for source, names in self.by_source.items()}
-        for key, names in named.items():
-            for name in names:
-                if name not in RULE_SETS:
-                    raise ValueError(f"{key} names the rule set {name!r}; there are {', '.join(RULE_SETS)}")
-        spoken = {f"languages.{name}": list(known) for name, known in self.languages.items()}
-        spoken["tiers"] = [tier.language for tier in self.tiers if tier.language is not None]
-        for key, known in spoken.items():
-            for language in known:
-                if language not in codes():
-                    raise ValueError(
-                        f"{key} names the language {language!r}; take its ISO 639-1 code, such as en or zh"
-                    )
         for rule, (low, high) in self.thresholds.items():
             if rule not in RULES:
                 raise ValueError(f"thresholds names the rule {rule!r}; there are {', '.join(RULES)}")
@@ -164,11 +149,11 @@ class QualityConfig(BaseModel):
             raise ValueError(f"score is {self.score!r}, a classifier's head; name the model in `classifier`")
         return self
 
-    def judges(self, source: str, language: str) -> set[str]:
+    def judges(self, source: str, language: str) -> set[RuleSetName]:
         """The rule sets that a document of this source and language must meet."""
         return {name for name in self.by_source.get(source, self.rules) if self._covers(name, language)}
 
-    def _covers(self, name: str, language: str) -> bool:
+    def _covers(self, name: RuleSetName, language: str) -> bool:
         languages = self.languages.get(name, RULE_SETS[name].languages)
         if language == UNKNOWN:
             return True

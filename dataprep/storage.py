@@ -14,7 +14,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,23 +68,33 @@ def exists(path: str) -> bool:
 def expand(pattern: str) -> list[str]:
     """The files that match a path, directory or glob pattern, sorted; with the URL's scheme kept.
 
-    A pattern that is itself the name of a file or directory means that one.
+    A pattern that is itself the name of a file or directory means that one; of a directory it means all files below,
+    but for hidden files and folders.
     """
     if is_local(pattern):
-        pattern = os.path.abspath(pattern.removeprefix("file://"))
-        if Path(pattern).is_dir():
-            pattern = join(glob.escape(pattern), "**")
-        found = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
-        return sorted(f for f in found if Path(f).is_file())
+        pattern = absolute(pattern)
+        if os.path.isdir(pattern):
+            return sorted(_below(pattern, ()))
+        found = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+        return sorted(f for f in found if os.path.isfile(f))
     fs, name = filesystem(pattern)
-    literal = not glob.has_magic(pattern) or fs.exists(name)
-    if literal and fs.isdir(name):
-        found = fs.find(name)
-    elif literal:
-        found = [name] if fs.isfile(name) else []
-    else:
+    if glob.has_magic(pattern) and not fs.exists(name):
         found = [f for f in fs.glob(name) if fs.isfile(f)]
+    elif fs.isdir(name):
+        found = [f for f in fs.find(name) if "/." not in f[len(name.rstrip("/")) :]]
+    else:
+        found = [name] if fs.isfile(name) else []
     return sorted(fs.unstrip_protocol(f) for f in found)
+
+
+def _below(directory: str, above: tuple[str, ...]) -> Iterator[str]:
+    """Files below a local directory, through links too, but not round a loop of them."""
+    real = os.path.realpath(directory)
+    for item in os.scandir(directory) if real not in above else ():
+        if item.is_dir() and not item.name.startswith("."):
+            yield from _below(item.path, (*above, real))
+        elif not item.name.startswith("."):
+            yield item.path
 
 
 def read_bytes(path: str) -> bytes:
@@ -105,9 +115,7 @@ def read_json(path: str, /, **shape: type) -> Any:
         value = json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
-    except WrongURL:
-        raise
-    except ValueError:
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged: no JSON any more; remove it and run the same command again") from None
     odd = [key for key, kind in shape.items() if not isinstance(value, dict) or not isinstance(value.get(key), kind)]
     if odd:
@@ -162,13 +170,9 @@ def _place(temporary: str, path: str) -> None:
 
 def write_bytes(path: str, data: bytes) -> None:
     """Write a small file atomically: temporary file and rename, or one PUT."""
-    if is_local(path):
-        with _temporary(path) as temporary:
-            Path(temporary).write_bytes(data)
-            _place(temporary, path)
-    else:
-        fs, name = filesystem(path)
-        fs.pipe_file(name, data)
+    with _temporary(path) as temporary:
+        Path(temporary).write_bytes(data)
+        _place(temporary, path)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -221,8 +225,7 @@ def remove(path: str) -> None:
 def sizes(directory: str) -> dict[str, int]:
     """Name -> bytes of the files directly in a directory; empty where there is no directory."""
     fs, name = filesystem(directory)
-    with contextlib.suppress(AttributeError):
-        fs.invalidate_cache(name)
+    fs.invalidate_cache(name)
     try:
         entries = fs.ls(name, detail=True)
     except FileNotFoundError:
@@ -266,11 +269,6 @@ class Commit:
     def bytes(self) -> int:
         return sum(f["bytes"] for f in self.files.values())
 
-    def save(self) -> None:
-        value = asdict(self)
-        del value["directory"]
-        write_bytes(join(self.directory, self.key + COMMIT), canonical_json(value) + b"\n")
-
     @classmethod
     def load(cls, directory: str, key: str) -> "Commit | None":
         """The commit of a partition; None where there is none, or a damaged one: then the partition is made again."""
@@ -302,10 +300,10 @@ class Attempt:
             self.files[name] = {"name": final, "bytes": os.path.getsize(temporary), "xxh3": digest}
             _place(temporary, join(self.directory, final))
 
-    def table(self, name: str, table: pa.Table, row_group_size: int = 1 << 16) -> None:
+    def table(self, name: str, table: pa.Table) -> None:
         """Write a table as zstd Parquet."""
         with self.file(name, ".parquet") as path:
-            pq.write_table(table, path, compression="zstd", row_group_size=row_group_size)
+            pq.write_table(table, path, compression="zstd", row_group_size=1 << 16)
 
     def arrow(self, name: str, tables: Iterable[pa.Table], schema: pa.Schema, compression: str = "zstd") -> None:
         """Write tables as one Arrow IPC file: quick to read back, and fit for large binary columns."""
@@ -315,9 +313,10 @@ class Attempt:
                 writer.write_table(table)
 
     def commit(self, aggregates: dict[str, Any]) -> Commit:
-        commit = Commit(self.key, self.inputs, self.files, aggregates, self.directory)
-        commit.save()
-        return commit
+        """Make the partition exist."""
+        value: dict[str, Any] = {"key": self.key, "inputs": self.inputs, "files": self.files, "aggregates": aggregates}
+        write_bytes(join(self.directory, self.key + COMMIT), canonical_json(value) + b"\n")
+        return Commit(**value, directory=self.directory)
 
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
@@ -371,9 +370,9 @@ def array_buffers(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, np.nd
 
     The offsets start where the first value starts, which need not be 0. Nulls are not allowed.
     """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # combine_chunks of an empty column
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    array = column
+    if isinstance(column, pa.ChunkedArray):
+        array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if not (pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)) or array.null_count:
         raise TypeError(f"need a large_string or large_binary column without nulls, not {array.type}")
     _, offsets, data = array.buffers()

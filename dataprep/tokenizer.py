@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tokenizers
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from sentencepiece import SentencePieceProcessor
 
 from dataprep.byte_level import ByteLevelBPE
+from dataprep.config import Section
 from dataprep.pretokenizer import Unsupported
 from dataprep.scripts import scripts_of
 from dataprep.storage import UserError, array_buffers, binary_array, fingerprint, read_bytes, runs
@@ -39,10 +40,8 @@ BLOCK = 4 << 20  # bytes of text in one call
 TOKENS = pa.schema([("doc", pa.uint64()), ("n_tokens", pa.uint32()), ("ids", pa.large_binary())])
 
 
-class TokensConfig(BaseModel):
+class TokensConfig(Section):
     """Which tokeniser to use, or how to train one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     tokenizer: str | None = Field(
         default=None,

@@ -1,12 +1,13 @@
 """Training of the quality classifier: labelled rows in, a calibrated model with its metrics out. One thread."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xxhash
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from dataprep import metrics
 from dataprep.classifier import HEADS, RATINGS, Classifier, ClassifierConfig
@@ -85,19 +86,21 @@ def train(rows: Iterable[Row], config: ClassifierConfig) -> Classifier:
         _check_labels("domain", targets[:, len(heads) :], part)
     offsets = np.concatenate([[0], np.cumsum([len(row.text) for row in rows])]).astype(np.int64)
     words, offsets = word_hashes(np.frombuffer(b"".join(row.text for row in rows), np.uint8), offsets, FOLDING)
-    embeddings, weights, bias = _descend(words, offsets, targets, np.flatnonzero(part == TRAIN), len(heads), config)
-    raw = Classifier(heads, domains, embeddings, weights, bias).logits(words, offsets)
-    slopes, shifts = _calibration(raw[part == CALIBRATE], targets[part == CALIBRATE], len(heads))
-    weights, bias = weights * slopes, bias * slopes + shifts
-    if not all(np.isfinite(x).all() for x in (embeddings, weights, bias)):
+    table, bias = _descend(words, offsets, targets, np.flatnonzero(part == TRAIN), len(heads), config)
+    raw = Classifier(heads, domains, table, bias).logits(words, offsets)
+    if not all(np.isfinite(x).all() for x in (table, bias, raw)):
         raise UserError(f"training diverged: the model holds numbers that are not finite; lower rate ({config.rate:g})")
-    model = Classifier(heads, domains, embeddings, weights, bias)
+    for k in range(len(heads)):
+        there = (part == CALIBRATE) & ~np.isnan(targets[:, k])
+        slope, shift = _platt(raw[there, k].astype(np.float64), targets[there, k])
+        table[:, k], bias[k] = table[:, k] * slope, bias[k] * slope + shift
+    model = Classifier(heads, domains, table, bias)
     test = part == TEST
     groups = [row.groups for row, tested in zip(rows, test, strict=True) if tested]
     found = _metrics(model, model.logits(words, offsets)[test], targets[test], groups)
     found["rows"] = {"train": int((part == TRAIN).sum()), "calibrate": int((part == CALIBRATE).sum())}
     about = {"config": config.model_dump(mode="json", exclude={"labels"}), "metrics": found}
-    return Classifier(heads, domains, embeddings, weights, bias, about)
+    return replace(model, about=about)
 
 
 def _targets(rows: list[Row], heads: tuple[str, ...], domains: tuple[str, ...]) -> np.ndarray:
@@ -137,8 +140,8 @@ def _parts(rows: list[Row], config: ClassifierConfig) -> np.ndarray:
 
 def _descend(
     words: np.ndarray, offsets: np.ndarray, targets: np.ndarray, chosen: np.ndarray, singles: int, config: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(embeddings, weights, bias) after all epochs.
+) -> tuple[np.ndarray, np.ndarray]:
+    """(table, bias) after all epochs: embeddings and the weights of the heads, multiplied out.
 
     Embeddings begin at zero, so that an n-gram never seen adds nothing; what tells the dimensions apart are the
     weights, normal by hash.
@@ -154,73 +157,49 @@ def _descend(
         rate = np.float32(config.rate * (1 - epoch / config.epochs))
         order = chosen[np.argsort(mix(mix(chosen.astype(np.uint64)) + np.uint64(epoch)), kind="stable")]
         train_epoch(words, offsets, order, targets, singles, embeddings, weights, bias, squares, rate)
-    return embeddings, weights, bias
-
-
-def _calibration(logits: np.ndarray, targets: np.ndarray, singles: int) -> tuple[np.ndarray, np.ndarray]:
-    """(slope, shift) of each output: Platt scaling (1999) of a logistic, a temperature for the softmax.
-
-    Both keep the order of the scores, so that quantiles mean something, and fold into weights and bias.
-    """
-    slopes, shifts = np.ones(targets.shape[1], np.float32), np.zeros(targets.shape[1], np.float32)
-    for k in range(singles):
-        there = ~np.isnan(targets[:, k])
-        slopes[k], shifts[k] = _platt(logits[there, k].astype(np.float64), targets[there, k])
-    if singles < targets.shape[1]:
-        there = ~np.isnan(targets[:, singles])
-        z, one_hot = logits[there, singles:].astype(np.float64), targets[there, singles:]
-
-        def loss(slope: float) -> float:
-            top = (slope * z).max(axis=1)
-            return float(
-                (top + np.log(np.exp(slope * z - top[:, None]).sum(axis=1)) - (slope * z * one_hot).sum(1)).sum()
-            )
-
-        slopes[singles:] = min(np.geomspace(0.1, 10, 81).tolist(), key=loss)
-    return slopes, shifts
+    # Column by column: a BLAS product may depend on the number of threads.
+    table = np.zeros((config.buckets, outputs), np.float32)
+    for j, row in enumerate(weights):
+        table += embeddings[:, j, None] * row
+    return table, bias
 
 
 def _platt(z: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """slope and shift of the logistic of z that fits y in 0..1 best (Newton; drawn lightly to slope 1, shift 0)."""
-    x = np.stack([z, np.ones_like(z)], axis=1)
-    start = fitted = np.array([1.0, 0.0])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(x @ fitted, -30, 30)))
-        gradient = x.T @ (p - y) + (fitted - start)
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.eye(2), gradient)
-        fitted = fitted - step * min(1.0, 2.0 / np.abs(step).max(initial=1e-9))
-        fitted[0] = max(fitted[0], LEAST_SLOPE)
-    return float(fitted[0]), float(fitted[1])
+    """slope and shift of the logistic of z that fits y in 0..1 best (Platt 1999; drawn lightly to slope 1, shift 0).
+
+    They keep the order of the scores, so that quantiles mean something, and fold into weights and bias.
+    """
+
+    def loss(fitted: np.ndarray) -> tuple[float, np.ndarray]:
+        logits, drift = fitted[0] * z + fitted[1], fitted - (1, 0)
+        error = expit(logits) - y
+        value = (np.logaddexp(0, logits) - y * logits).sum() + drift @ drift / 2
+        return value, np.array([(error * z).sum(), error.sum()]) + drift
+
+    slope, shift = minimize(loss, (1, 0), jac=True, bounds=[(LEAST_SLOPE, None), (None, None)]).x
+    return float(slope), float(shift)
 
 
 def _metrics(
     model: Classifier, logits: np.ndarray, targets: np.ndarray, groups: list[dict[str, str]]
 ) -> dict[str, Any]:
     """head -> `all`, `language` -> name and `source` -> name -> rows, auc, spearman, ece (accuracy for domains)."""
-    singles = len(model.heads)
-    columns = {
-        name: (1 / (1 + np.exp(-logits[:, k].astype(np.float64))), targets[:, k]) for k, name in enumerate(model.heads)
-    }
-    if model.domains:
-        others = np.exp(logits[:, singles:] - logits[:, singles:].max(axis=1, keepdims=True))
-        right = np.where(np.isnan(targets[:, singles]), np.nan, others.argmax(1) == targets[:, singles:].argmax(1))
-        columns["domain"] = (others.max(axis=1) / others.sum(axis=1), right)
     result: dict[str, Any] = {}
-    for head, (scores, labels) in columns.items():
-        there = ~np.isnan(labels)
-        result[head] = {"all": _agreement(head, scores[there], labels[there])}
+    for k, head in enumerate([*model.heads, "domain"] if model.domains else model.heads):
+        there = ~np.isnan(targets[:, k])
+        result[head] = {"all": _agreement(logits[there], targets[there], len(model.heads), k)}
         for kind in GROUPS:
             names = np.array([g.get(kind, "") for g in groups])
+            rows = {name: there & (names == name) for name in sorted(set(names[there].tolist()) - {""})}
             result[head][kind] = {
-                name: _agreement(head, scores[there & (names == name)], labels[there & (names == name)])
-                for name in sorted(Counter(names[there].tolist()))
-                if name
+                name: _agreement(logits[here], targets[here], len(model.heads), k) for name, here in rows.items()
             }
     return result
 
 
-def _agreement(head: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    if head != "domain":
-        return metrics.agreement(scores, labels)
-    ece = metrics.calibration_error(scores, labels)
-    return {"rows": len(labels), "accuracy": round(float(labels.mean()), 4), "ece": round(ece, 4)}
+def _agreement(logits: np.ndarray, targets: np.ndarray, singles: int, k: int) -> dict[str, Any]:
+    """How output k agrees with its labels; behind the `singles`, how often the likeliest domain is the right one."""
+    if k < singles:
+        return metrics.agreement(expit(logits[:, k].astype(np.float64)), targets[:, k])
+    right = logits[:, singles:].argmax(1) == targets[:, singles:].argmax(1)
+    return {"rows": len(right), "accuracy": round(float(right.mean()), 4)}

@@ -15,7 +15,7 @@ from jobs.config import Config
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
-VERSION = 1
+VERSION = 2
 LEAST_SHOWN = 20  # held-out rows of a language or source
 
 

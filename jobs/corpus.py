@@ -20,7 +20,7 @@ from jobs.config import Config
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
 
-VERSION = 3
+VERSION = 4
 NOT_CONTENT = {"paths", "include", "exclude", "max_bytes"}  # keys that choose files, not what a file becomes
 
 

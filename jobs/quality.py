@@ -8,36 +8,21 @@ from collections import Counter
 from typing import Any
 from unicodedata import unidata_version  # letters and digits are as this version has them
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pycld2
 
 from dataprep import decontaminate, quality, storage
-from dataprep.quality_report import aggregates, smallest
+from dataprep.quality_report import aggregates, sheet, smallest
 from dataprep.rules import TIERS, QualityConfig
-from dataprep.signals import load_phrases
 from dataprep.storage import Attempt, Commit, UserError, read_table
 from jobs import corpus
 from jobs.config import Config
 from jobs.engine import Engine, Step, once_per_run
 from jobs.progress import say
-from jobs.tables import visible
 
-VERSION = 3
-SHEET = """<!doctype html><meta charset="utf-8"><title>Quality: examples</title>
-<style>body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f4f4f4;padding:1em}</style>
-<h1>Quality: examples</h1><p>Of every source and tier, the documents with the smallest hash: nobody chose them.</p>
-{% for row in rows %}
-{% if loop.changed(row.source, row.tier) %}<h2>{{ row.source|visible }}: {{ row.tier }}</h2>{% endif %}
-<h3>doc {{ row.doc }}, {{ row.id|visible }}</h3>
-<p>score {{ row.score|round(3) }}, language {{ row.language }}, failed rules: {{ row.failed|join(", ") or "none" }}</p>
-<details><summary>signals</summary>
-{% for name, value in row.items() if value is float %}{{ name }} {{ "%.4g"|format(value) }} {% endfor %}</details>
-<pre>{{ row.text|visible(1500) }}</pre>
-{% endfor %}"""
-MEASURED = {"bad_words", "classifier", "score", "decontaminate"}  # keys that `measure` depends on
+VERSION = 4
+MEASURED = {"classifier", "score", "decontaminate"}  # keys that `measure` depends on
 
 
 @once_per_run
@@ -50,10 +35,10 @@ def signals(engine: Engine, config: Config) -> list[Commit]:
     }
     about["decontaminate"] = section.decontaminate.model_dump(mode="json", exclude={"threshold", "action"})
     files = {f"decontaminate.sets.{name}": s.path for name, s in section.decontaminate.sets.items()}
-    files |= {name: path for name in ("bad_words", "classifier") if (path := getattr(section, name))}
+    if section.classifier:
+        files["classifier"] = section.classifier
     inputs = {name: _content(name, path) for name, path in files.items()}
     decontaminate.load.cache_clear()  # by an earlier run in this process, of files that may have changed
-    load_phrases.cache_clear()
     if section.decontaminate.sets and not engine.dry_run:
         _report(decontaminate.load(section.decontaminate.model_dump_json()))
     tasks = [p.task(section, **inputs) for p in corpus.partitions(engine, config)]
@@ -127,13 +112,6 @@ def examples(engine: Engine, config: Config) -> list[dict[str, Any]]:
             for row in table.filter(pc.is_in(table["doc"], wanted)).to_pylist():
                 rows[row["doc"]].update(row)
     return list(rows.values())
-
-
-def sheet(rows: list[dict[str, Any]]) -> str:
-    """A page of examples, in the order given: rows of the documents, `signals` and `quality` tables, joined."""
-    environment = jinja2.Environment(autoescape=True)
-    environment.filters["visible"] = visible
-    return environment.from_string(SHEET).render(rows=rows)
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

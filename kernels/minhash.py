@@ -19,17 +19,8 @@ _BLOCK = 512  # shingles hashed at a time: they stay in the first-level cache
 def permutations(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(multipliers, addends), uint32[count] each: a hash of (seed, place)."""
     places = np.arange(2 * count, dtype=np.uint64) + np.uint64(1)
-    bits = mix_array(places * _GOLDEN ^ mix_array(np.full(1, seed, np.uint64))) >> _S32
+    bits = mix(places * _GOLDEN ^ mix(np.full(1, seed, np.uint64))) >> _S32
     return bits[:count].astype(np.uint32) | np.uint32(1), bits[count:].astype(np.uint32)
-
-
-@njit
-def mix_array(values):
-    """`mix` of every value."""
-    out = np.empty_like(values)
-    for i in range(len(values)):
-        out[i] = mix(values[i])
-    return out
 
 
 def reference_shingles(words: list[int], n: int) -> list[int]:

@@ -160,7 +160,8 @@ def read_info(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, state: dict[str, Any], no_dist: bool = False) -> None:
-    """Read into the tensors of `state`, on all ranks together (`no_dist`: on this one alone). May raise Damaged."""
+    """Read into the tensors of `state`, on all ranks together (`no_dist`: on this one alone). May raise Damaged, and
+    UserError where a weight has another shape there."""
     rank, size = (0, 1) if no_dist else (dist.get_rank(), dist.get_world_size())
     files = sorted(read_info(path)["files"].items())[rank::size]  # each rank compares some of them
     damaged = torch.tensor(sum(not same(path / name, digest) for name, digest in files))
@@ -168,6 +169,13 @@ def read_tensors(path: Path, state: dict[str, Any], no_dist: bool = False) -> No
         dist.all_reduce(damaged)
     if damaged:
         raise Damaged.at(path)
+    there = Reader(path).read_metadata().state_dict_metadata
+    for name, weight in state["model"].items():
+        if (shape := getattr(there.get(f"model.{name}"), "size", None)) != weight.shape:
+            raise UserError(
+                f"checkpoint {path} has {name} as {shape and tuple(shape)}, this model {tuple(weight.shape)}: another "
+                "version wrote it; there, export it (python -m trainer.hf), here, train.weights starts from the export"
+            )
     dcp.load(state, storage_reader=Reader(path), planner=Planner(), no_dist=no_dist)
 
 

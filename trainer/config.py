@@ -114,6 +114,7 @@ class ParallelConfig(Section):
         "gather", description="how softmax layers see other ranks' keys: all gathered, or passed on (less memory)"
     )
     ep: int = Field(1, gt=0, description="ranks, out of dp_shard x cp, that share out the experts")
+    etp: int = Field(1, gt=0, description="ranks that share out each expert's width; ep x etp out of dp_shard x cp")
 
 
 class TrainConfig(Section):

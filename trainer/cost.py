@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from dataprep.storage import UserError
+from kernels.head_loss import CHUNK
 from trainer.config import ModelConfig, TrainConfig
-from trainer.loss import CHUNK
 
 PEAK = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}  # dense bfloat16, by the name of the device
 
@@ -59,14 +59,16 @@ def memory_needed(config: TrainConfig, vocabulary: int, context: int, parameters
     width = m.heads * m.head_dim
     most = min(config.micro_tokens, max(config.batch_tokens, *config.batch_marks.values(), 0))
     tokens = max(context, most // context * context)
-    expert = m.top_k * (2 * m.hidden + 3 * m.ffn)
+    ep, etp = config.parallel.ep, config.parallel.etp
+    expert = m.top_k * (2 * m.hidden * etp + 3 * m.ffn)
     per_token = {
         "none": m.layers * (8 * m.hidden + 12 * width + 2 * m.heads * m.block + expert + m.top_k * m.ffn),
         "selective": m.layers * (4 * m.hidden + 7 * width + m.heads * m.block + expert),
         "full": m.layers * m.hidden + 8 * m.hidden + 12 * width + 2 * expert,
     }[config.checkpointing]
     ends = vocabulary * m.hidden
-    layer = (parameters - 2 * ends) / m.layers
+    elsewhere = 3 * m.experts * m.ffn * m.hidden * (1 - 1 / (ep * etp))  # of a layer's experts, never gathered here
+    layer = (parameters - 2 * ends) / m.layers - elsewhere
     return {
         "state": 4 * wide * parameters / ranks / 1e9,
         "gathered": narrow * (2 * ends + 2 * layer) / 1e9 if ranks > 1 else 0.0,

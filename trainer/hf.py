@@ -158,7 +158,7 @@ def load(model: Decoder, directory: Path) -> None:
         if ours.endswith("experts.gate_up_proj"):
             for expert, e in zip(local, range(part[0].start, part[0].stop), strict=True):
                 both = [get(name.replace("gate_up_proj", f"{e}.{w}.weight")) for w in ("w1", "w3")]
-                expert.copy_(torch.cat(both)[part[1:]])
+                expert.copy_(torch.stack(both)[part[1:]])
         elif ours.endswith("experts.down_proj"):
             for expert, e in zip(local, range(part[0].start, part[0].stop), strict=True):
                 expert.copy_(get(name.replace("down_proj", f"{e}.w2.weight"))[part[1:]])
@@ -182,7 +182,7 @@ def to_hf(weights: dict[str, Tensor], config: ModelConfig, released: bool) -> di
         if name.endswith(("q_proj.weight", "k_proj.weight")) and not released:
             out[name] = tensor.unflatten(0, (-1, config.head_dim))[:, head_order(config)].flatten(0, 1)
         elif name.endswith("experts.gate_up_proj"):
-            for e, (gate, up) in enumerate(expert.chunk(2) for expert in tensor):
+            for e, (gate, up) in enumerate(tensor):
                 out[name.replace("gate_up_proj", f"{e}.w1.weight")] = gate
                 out[name.replace("gate_up_proj", f"{e}.w3.weight")] = up
         elif name.endswith("experts.down_proj"):

@@ -12,18 +12,11 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn import functional as F
 
-from trainer.attention import (
-    Decay,
-    Layout,
-    at_least_float32,
-    decay,
-    lightning_attention,
-    rotary_angles,
-    softmax_attention,
-)
+from kernels.fused import gated_norm, rotate_both
+from kernels.head_loss import head_loss
+from kernels.lightning_chunks import Decay, decay
+from trainer.attention import Layout, lightning_attention, rotary_angles, softmax_attention
 from trainer.config import ModelConfig
-from trainer.fused import gated_norm, rotate_both
-from trainer.loss import head_loss
 from trainer.moe import MoE, Routing
 
 
@@ -117,7 +110,7 @@ class Decoder(nn.Module):
     def forward(self, token_T: Tensor, layout: Layout, target_T: Tensor | None = None) -> Output:
         """Loss (or, without targets, logits) of a packed stream, or of this rank's slice of it."""
         x_TD = self.embed_tokens(token_T)
-        wide = at_least_float32(x_TD.dtype)
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
         rotary = rotary_angles(layout.position_T, self.config.rotary_dim, self.rope_base, wide)
         layers = []
         m = self.config
@@ -151,7 +144,7 @@ def matrices(name: str, full: Tensor, config: ModelConfig) -> Iterator[tuple[str
     """
     small = (8 * config.layers) ** -0.25
     if ".gate_up_proj" in name:
-        yield from ((f"{name}.{part}", half, small) for part, half in zip(("gate", "up"), full.chunk(2), strict=True))
+        yield from ((f"{name}.{part}", half, small) for part, half in zip(("gate", "up"), full, strict=True))
     elif name.endswith("qkv_proj.weight"):
         parts = full.view(config.heads, 3, config.head_dim, -1).unbind(1)
         yield from ((f"{name}.{part}", m, g) for part, m, g in zip("qkv", parts, (1.0, 1.0, small), strict=True))

@@ -15,11 +15,11 @@ from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from trainer.attention import Layout, at_least_float32
+from kernels.fused import combine, inverted, sorted_by, spread, tally
+from kernels.grouped import grouped_linear, swiglu_linear
+from trainer.attention import Layout
 from trainer.collectives import AllToAll, all_gather
 from trainer.config import ModelConfig
-from trainer.fused import combine, inverted, sorted_by, spread, tally
-from trainer.grouped import grouped_linear, swiglu_linear
 
 
 class Routing(NamedTuple):
@@ -38,24 +38,24 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Each token's probabilities over the experts, in float32 or better. (T, E)."""
-        dtype = at_least_float32(x_TD.dtype)
+        dtype = torch.promote_types(x_TD.dtype, torch.float32)
         return F.linear(x_TD.to(dtype), self.weight.to(dtype)).softmax(-1)
 
 
 class Experts(nn.Module):
-    """All experts, or with expert parallelism this rank's equal share of them."""
+    """All experts, or with expert parallelism this rank's equal share of them, or of their width F."""
 
     def __init__(self, hidden: int, experts: int, ffn: int):
         super().__init__()
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * ffn, hidden))
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2, ffn, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, ffn))
 
     def forward(self, x_SD: Tensor, count_E: Tensor) -> Tensor:
         """SwiGLU of rows that are sorted by expert, `count_E` rows for each; zero for rows beyond those. (S, D)."""
-        gate_up_EFD, down_EDF = (
+        gate_up_E2FD, down_EDF = (
             w.to_local() if isinstance(w, DTensor) else w for w in (self.gate_up_proj, self.down_proj)
         )
-        return swiglu_linear(grouped_linear(x_SD, gate_up_EFD, count_E), down_EDF, count_E)
+        return swiglu_linear(grouped_linear(x_SD, gate_up_E2FD.flatten(1, 2), count_E), down_EDF, count_E)
 
 
 class MoE(nn.Module):
@@ -69,7 +69,8 @@ class MoE(nn.Module):
         self.config = config
         self.gate = Router(config.hidden, config.experts)
         self.experts = Experts(config.hidden, config.experts, config.ffn)
-        self.ep: DeviceMesh | None = None  # the ranks that share out the experts
+        self.ep: DeviceMesh | None = None  # the ranks that share out the experts,
+        self.etp = 1  # so many of them in a row have slices of the same experts
         self.peers: DeviceMesh | None = None  # all expert-parallel groups that see one batch: for `ep_group`
 
     def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, Routing]:
@@ -92,19 +93,29 @@ class MoE(nn.Module):
 
     @torch.compiler.disable
     def exchanged(self, x_SD: Tensor, load_E: Tensor, group: dist.ProcessGroup) -> Tensor:
-        """Expert parallelism: every row to the rank that has its expert, and the result back. (S, D)."""
-        ranks = group.size()
-        load_RE = load_E.view(ranks, -1)  # from here on E counts one rank's experts
+        """Expert parallelism: every row to the ranks that have its expert, and the sum of their results. (S, D).
+
+        SwiGLU is elementwise in F and the product after it a sum over F: so slices of an expert add up to it.
+        """
+        blocks = group.size() // self.etp
+        load_RE = load_E.view(blocks, -1).repeat_interleave(self.etp, 0)  # from here on E counts one rank's experts
         arriving_RE = torch.empty_like(load_RE)
         dist.all_to_all_single(arriving_RE, load_RE, group=group)
         send, receive = torch.stack([load_RE.sum(1), arriving_RE.sum(1)]).tolist()
 
-        y_SD = AllToAll.apply(x_SD[: sum(send)], send, receive, group)
+        rows = send[:: self.etp]  # for each block of experts
+        y_SD = x_SD[: sum(rows)]
+        if self.etp > 1:
+            y_SD = torch.cat([part_SD for part_SD in y_SD.split(rows) for _ in range(self.etp)])
+        y_SD = AllToAll.apply(y_SD, send, receive, group)
         expert_RE = torch.arange(arriving_RE.shape[1], device=x_SD.device).expand_as(arriving_RE)
         expert_S = expert_RE.flatten().repeat_interleave(arriving_RE.flatten(), output_size=sum(receive))
         order_S, inverse_S, load_E = sorted_by(expert_S, arriving_RE.shape[1])
         y_SD = self.experts(spread(y_SD, order_S, inverse_S), load_E)
         y_SD = AllToAll.apply(spread(y_SD, inverse_S, order_S), receive, send, group)
+        if self.etp > 1:
+            parts = y_SD.split([n * self.etp for n in rows])
+            y_SD = torch.cat([part_SD.unflatten(0, (self.etp, -1)).sum(0) for part_SD in parts])
         return F.pad(y_SD, (0, 0, 0, len(x_SD) - len(y_SD)))
 
 

@@ -2,7 +2,9 @@
 
     batch:  dp (dp_replicate * dp_shard) x cp      which sequences a rank reads, which part of them it computes
     dense:  dp_replicate x fsdp (dp_shard * cp)    where all weights but the experts' lie
-    expert: dp_replicate x edp (fsdp / ep) x ep    where the experts' lie: split by expert over ep, then over edp
+    expert: dp_replicate x edp (the rest of fsdp) x ep x etp
+                                                   where the experts' lie: split by expert over ep, by the width F over
+                                                   etp, then by the hidden size D over edp
 
 Gradients are summed over ranks: each rank's loss is already divided by the number of targets of *all* ranks, so ranks
 may hold different numbers of targets.
@@ -99,19 +101,23 @@ def world(config: TrainConfig) -> Iterator[World]:
 def fsdp_ranks(config: TrainConfig, size: int) -> int:
     """Of `size` processes, those that share out one copy of the weights: dp_shard x cp. Raises UserError where the
     configured mesh does not fit so many processes."""
-    mesh, experts = config.parallel, config.model.experts
+    mesh, m = config.parallel, config.model
     shard = mesh.dp_shard or size // (mesh.dp_replicate * mesh.cp)
     if (product := mesh.dp_replicate * shard * mesh.cp) != size:
         said = f"train.parallel: dp_replicate {mesh.dp_replicate} x dp_shard {mesh.dp_shard or shard} x cp {mesh.cp}"
         raise UserError(f"{said} is {product}, but there are {size} processes; make them equal (dp_shard 0: the rest)")
     fsdp = shard * mesh.cp
-    if fsdp % mesh.ep or experts % mesh.ep:
-        what = f"dp_shard x cp ({fsdp}) and train.model.experts ({experts})"
-        raise UserError(f"train.parallel.ep is {mesh.ep}; it must divide {what}")
-    edp = fsdp // mesh.ep
-    if mesh.ep > 1 and (config.model.hidden % edp or 2 * config.model.ffn % edp):
-        what = f"train.model.hidden ({config.model.hidden}) and twice ffn ({config.model.ffn})"
-        raise UserError(f"train.parallel: dp_shard x cp / ep is {edp}; it must divide {what}")
+    sharing = mesh.ep * mesh.etp
+    fits = [
+        ("ep", mesh.ep, "train.model.experts", m.experts),
+        ("etp", mesh.etp, "train.model.ffn", m.ffn),
+        ("ep x etp", sharing, "dp_shard x cp", fsdp),
+    ]
+    if sharing > 1:  # else FSDP alone splits the experts, and may do so unevenly
+        fits += [("dp_shard x cp / (ep x etp)", fsdp // sharing, "train.model.hidden", m.hidden)]
+    for key, value, what, whole in fits:
+        if whole % value:
+            raise UserError(f"train.parallel: {key} is {value}; it must divide {what}, which is {whole}")
     return fsdp
 
 
@@ -121,7 +127,8 @@ def meshes(config: TrainConfig, size: int) -> tuple[DeviceMesh, DeviceMesh, Devi
     root = init_device_mesh(config.device, (size,), mesh_dim_names=("world",))
     batch = root._unflatten(0, (size // mesh.cp, mesh.cp), ("dp", "cp"))
     dense = root._unflatten(0, (mesh.dp_replicate, fsdp), ("dp_replicate", "fsdp"))
-    expert = root._unflatten(0, (mesh.dp_replicate, fsdp // mesh.ep, mesh.ep), ("dp_replicate", "edp", "ep"))
+    sizes = mesh.dp_replicate, fsdp // (mesh.ep * mesh.etp), mesh.ep, mesh.etp
+    expert = root._unflatten(0, sizes, ("dp_replicate", "edp", "ep", "etp"))
     return dense, expert, batch["dp"], batch["cp"] if mesh.cp > 1 else None
 
 
@@ -177,13 +184,16 @@ def shard(model: Decoder, config: TrainConfig, world: World) -> None:
         if isinstance(attention, SoftmaxAttention):
             attention.ring = config.parallel.cp_attention == "ring"
         moe.peers = world.dense["fsdp"]
-        if config.parallel.ep > 1:
-            moe.ep = world.expert["ep"]
-            for name, p in list(moe.experts.named_parameters()):
-                split = distribute_tensor(p.detach(), moe.ep, [Shard(0)], src_data_rank=None)
+        if config.parallel.ep * config.parallel.etp > 1:
+            holders = world.expert["ep", "etp"]
+            moe.ep, moe.etp = holders._flatten(), config.parallel.etp
+            for name, p in list(moe.experts.named_parameters()):  # (E, 2, F, D) and (E, D, F)
+                split = distribute_tensor(p.detach(), holders, [Shard(0), Shard(2)], src_data_rank=None)
                 moe.experts.register_parameter(name, nn.Parameter(split))
             edp = world.expert["dp_replicate", "edp"] if copies else world.expert["edp"]
-            fully_shard(moe.experts, mesh=edp, mp_policy=policy, shard_placement_fn=lambda _: Shard(1))
+            fully_shard(
+                moe.experts, mesh=edp, mp_policy=policy, shard_placement_fn=lambda p: Shard(3 if p.ndim == 4 else 1)
+            )
         if gate != policy:
             fully_shard(moe.gate, mesh=dense, mp_policy=gate)  # its weights stay float32
         fully_shard(layer, mesh=dense, mp_policy=policy)

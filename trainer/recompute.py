@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import SAC_IGNORED_OPS, checkpoint, create_selective_checkpoint_contexts
 
-from trainer.attention import Decay, Layout
+from kernels.lightning_chunks import Decay
+from trainer.attention import Layout
 from trainer.config import TrainConfig
 from trainer.model import Decoder
 from trainer.moe import Routing
@@ -29,12 +30,17 @@ COSTLY = (
     "_c10d_functional::all_to_all_single",
     "_c10d_functional::all_gather_into_tensor",
 )
+UNCOUNTED = "profiler::_record_function_enter_new", "profiler::_record_function_exit"
 
 
 def prepare(model: Decoder, config: TrainConfig) -> None:
     """Give every layer the checkpointing and compilation of the configuration; before FSDP wraps it."""
     if config.compile:
         torch._dynamo.config.recompile_limit = GRAPHS
+    # Inside a layer FSDP marks its steps for the profiler, the second time more of them; torch would refuse.
+    SAC_IGNORED_OPS.update(operators(UNCOUNTED))
+    mesh = config.parallel
+    local = mesh.cp == mesh.ep == mesh.etp == 1  # a layer exchanges nothing with other ranks
     for number, layer in enumerate(model.layers):
         forward: Any = layer.forward
         if config.checkpointing != "none":
@@ -43,11 +49,10 @@ def prepare(model: Decoder, config: TrainConfig) -> None:
             forward = partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
         if config.compile and (config.device == "cuda" or not config.model.is_softmax(number)):
             # On the CPU softmax attention is a loop over a batch's documents: no graph would fit the next batch.
-            whole = config.parallel.ep == config.parallel.cp == 1  # else a layer's exchanges part its graph
-            forward = torch.compile(forward, backend=BACKEND, fullgraph=whole)
+            forward = torch.compile(forward, backend=BACKEND, fullgraph=local)  # exchanges part a layer's graph
         # Without capacity and exchanges a document's tokens depend on no other document: layers need not hold what
         # they compute again for all of a long stream.
-        alone = config.model.capacity == "none" and config.parallel.ep == config.parallel.cp == 1
+        alone = config.model.capacity == "none" and local
         layer.forward = partial(in_parts, forward) if config.checkpointing == "full" and alone else forward
 
 

@@ -36,7 +36,7 @@ def test_quality_agrees_with_brute_force(corpus, monkeypatch, capsys):
     dedup_quality.main()
     figures = json.loads((corpus / "figures.json").read_text())
     assert figures["recall_085"] > 0.97 and figures["precision"] == 1 and figures["keeper_violations"] == 0
-    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith(("│ one", "│ two"))]
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(("| one", "| two"))]
     assert len(rows) == 2
     for _, name, _, _, at, above, told, _ in rows:
         given = (corpus / f"labels/exact_jaccard/{name.strip()}.pairs.tsv").read_text().splitlines()[1:]

@@ -11,19 +11,11 @@ pytest.importorskip("triton")
 
 
 def test_every_section_runs_through_on_the_cpu(tmp_path):
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "benchmarks.gpu",
-        "--device",
-        "cpu",
-        "--json",
-        tmp_path / "gpu.json",
-    ]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--device", "cpu", "--json"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, check=False)
+    run = subprocess.run(
+        [*command, tmp_path / "gpu.json"], capture_output=True, text=True, env=environment, timeout=500, check=False
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     figures = json.loads((tmp_path / "gpu.json").read_text())
     assert {"lightning_error", "lightning_b2_ms", "varlen_ratio", "gated_norm_compiled_ms", "sort_ms"} <= {*figures}

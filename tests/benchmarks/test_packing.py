@@ -1,4 +1,4 @@
-"""The packing benchmark's peers against definitions, and its figures on small windows."""
+"""The packing benchmark's peer against the definition, and its figures on small windows."""
 
 import json
 import sys
@@ -20,10 +20,6 @@ def test_the_segment_tree_fills_the_bins_of_the_definition(lengths, context):
     assert sorted(loads[0]) == sorted(loads[1])
 
 
-def test_greedy_concatenation_cuts_what_crosses_an_end():
-    assert packing.greedy_concatenation(np.array([4, 6, 5, 6, 25, 4]), 10).tolist() == [0, 0, 0, 1, 0, 0]
-
-
 def test_its_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(packing, "CONTEXTS", {"8k": (512, 1.3), "1m": (4096, 2.2)})
     monkeypatch.setattr(packing, "WINDOW", 2_000_000)
@@ -31,5 +27,5 @@ def test_its_figures(tmp_path, monkeypatch, capsys):
     packing.main()
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["truncated_fitting"] == 0 and 0 <= figures["padding_8k"] < 0.002 and figures["padding_1m"] < 0.01
-    assert figures["documents_s"] > 0 and figures["busy_dealt_1024x64"] > figures["busy_shuffled_1024x64"]
+    assert figures["documents_s"] > 0
     assert "OTHER BINS" not in capsys.readouterr().out

@@ -25,14 +25,12 @@ def test_figures_of_a_small_corpus(tmp_path, monkeypatch):
         write(tmp_path, name, ({"id": i, "text": text} for i, text in documents.items()))
     monkeypatch.setattr(quality, "PEERS", {"pycld2": quality.cld2})
     monkeypatch.delitem(quality.SECTIONS, "classifier")  # tests/benchmarks/test_classifier_benchmark.py
-    monkeypatch.setattr(quality, "PEER_MB", 0.001)
-    monkeypatch.setattr(quality, "with_datatrove", lambda texts: None)
     arguments = ["x", "--corpus", str(tmp_path), "--json", str(tmp_path / "figures.json")]
     monkeypatch.setattr(sys, "argv", arguments)
     quality.main()
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["language_accuracy"] == 1 and figures["signals_mb_s_core"] > 0 and figures["language_mb_s_core"] > 0
-    found = [(kind, code) for kind, code, _ in quality.labelled(quality.Text.read(str(tmp_path), 1), 10)]
+    found = [(kind, code) for kind, code, _ in quality.labelled(tmp_path, 10, 1)]
     assert sorted(found) == sorted(
         [("one language", "en")] * 3
         + [("multi_gnome_help", code) for code in ("en", "de", "ko")]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from dataprep import decontaminate
 from dataprep.decontaminate import DecontaminateConfig, Index
-from dataprep.phrases import Phrases
 from dataprep.storage import UserError
 from kernels.membership import bitmap, members
 from kernels.words import reference_words
@@ -101,7 +100,7 @@ def test_the_set_with_the_largest_overlap_is_named_and_rows_do_not_depend_on_the
     texts = [half + " and " + QUESTIONS[1], half, FILLER] * 20
     rows = found(texts, sets=sets)
     assert [r["evaluation"] for r in rows] == ["b", "a", None] * 20
-    monkeypatch.setattr("dataprep.phrases.CHUNK", 300)
+    monkeypatch.setattr("dataprep.decontaminate.CHUNK", 300)
     assert found(texts, sets=sets) == rows
     assert found(texts[1:2], sets=sets) == rows[1:2]
 
@@ -172,13 +171,3 @@ def test_many_members_and_many_strangers():
     values = np.concatenate([keys, keys + np.uint64(1)])
     places, _ = members(values, keys, bitmap(keys))
     assert np.array_equal(places, np.nonzero(np.isin(values, keys))[0])
-
-
-def test_every_occurrence_of_a_phrase_is_found():
-    phrases = Phrases.of(["Hello World", "hello", "", "..."])
-    hits = [
-        pair
-        for pieces in phrases.find(column(["hello, WORLD hello", "", "world"]))
-        for pair in zip(*pieces, strict=True)
-    ]
-    assert len(phrases.keys) == 2 and [d for d, _ in hits] == [0, 0, 0]

@@ -121,8 +121,6 @@ def test_directories_globs_and_links(tmp_path, monkeypatch):
     assert names(str(tree / "*" / "*.py")) == ["a/x.py", "c/z.py", "linked/z.py"]
     monkeypatch.setenv("HOME", str(tmp_path))
     assert names("~/tree") == everything
-    some = names(str(tree), max_bytes=12)
-    assert 0 < len(some) < 5 and set(some) < set(everything) and some == sorted(some)
 
 
 def test_what_exists_is_no_glob(tmp_path):
@@ -133,10 +131,7 @@ def test_what_exists_is_no_glob(tmp_path):
         for path, expected in {"a[1].jsonl": "a[1].jsonl", "d[1]": "d[1]/y.jsonl", "a[0-9].jsonl": "a1.jsonl"}.items():
             (found,) = list_inputs(corpus({"name": "s", "paths": [f"{base}/{path}"]}))
             assert found.path.endswith(f"/{expected}")
-            listed = [name for name in expand(f"{base}/{path}") if "/." not in name]
-            assert [name.removeprefix("memory://").lstrip("/") for name in listed] == [
-                found.path.removeprefix("memory://").lstrip("/")
-            ]
+            assert expand(f"{base}/{path}") == [found.path]
 
 
 class Refusing(fsspec.AbstractFileSystem):
@@ -202,7 +197,7 @@ def test_through_fsspec():
         ([{"name": "p", "kind": "python-installation"}, {"name": "p-code", "paths": ["y"]}], "'p-code'"),
         ([{"name": "a"}], "'a'.*paths"),
         ([{"name": "a b", "paths": ["x"]}], "pattern"),
-        ([{"name": "a", "paths": ["x"], "max_bytes": 5}], "'a'.*max_bytes"),
+        ([{"name": "a", "paths": ["x"], "kind": "tree", "max_bytes": 5}], "'a'.*max_bytes"),
         ([{"name": "p", "kind": "python-installation", "paths": ["x"]}], "'p'.*paths"),
         ([{"name": "a", "paths": ["x"], "fields": {"text": "t", "id": "t"}}], "'t'"),
         ([{"name": "a", "paths": ["x"], "knid": "text"}], "knid"),

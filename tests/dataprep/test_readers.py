@@ -158,13 +158,16 @@ def test_lone_surrogates_and_numbers_that_are_none(tmp_path):
 
 def test_fields_by_name(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(jsonl([{"doc": {"body": "t", "key": 7, "x": 1}, "y": 2, "id": "other"}, {"doc": {"body": "t"}}]))
-    mapped = {"text": "doc.body", "id": "doc.key"}
-    first, second = read_records(str(path), source(fields=mapped))
-    assert first == Record(0, b"t", "7", '{"doc":{"x":1},"y":2,"id":"other"}')
-    assert (second.reason, second.record) == ("missing field", 1)
-    first, _ = read_records(str(path), source(fields=mapped, meta=["y", "doc.x", "absent"]))
-    assert json.loads(first.meta) == {"y": 2, "doc.x": 1}
+    rows = [{"body": "t", "key": 7, "x": [1], "id": "other"}, {"body": "t"}, {"body": "t", "key": True}]
+    path.write_bytes(jsonl([*rows, {"body": "t", "id": None}]))
+    mapped = {"text": "body", "id": "key"}
+    first, *bad = read_records(str(path), source(fields=mapped))
+    assert first == Record(0, b"t", "7", '{"x":[1],"id":"other"}')
+    assert [(b.record, b.reason) for b in bad] == [(1, "missing field"), (2, "wrong type"), (3, "missing field")]
+    first, *_ = read_records(str(path), source(fields=mapped, meta=["id", "absent"]))
+    assert json.loads(first.meta) == {"id": "other"}
+    *_, last = read_records(str(path), source(fields={"text": "body"}))
+    assert last == Record(3, b"t", None, '{"id":null}')
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

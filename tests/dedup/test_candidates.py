@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dedup.candidates import PAIRS, ROWS, bucket_rows, pairs
@@ -42,7 +42,6 @@ def expected(table: pa.Table) -> set[tuple[int, int, bool]]:
     return found | {(doc, bucket[0], False) for bucket in buckets.values() for doc in bucket[1:]}
 
 
-@settings(deadline=None)
 @given(contents=CONTENTS, documents=DOCUMENTS, data=st.data())
 def test_pairs_are_stars_around_the_first_whatever_the_order(contents, documents, data):
     table = signed(contents, documents)

@@ -66,14 +66,6 @@ def test_case_punctuation_and_line_breaks_do_not_hide_a_duplicate():
     assert crlf["reason"].to_pylist() == ["exact"] and crlf["keeper"].to_pylist() == [1]  # the longer in bytes
 
 
-def test_hostile_documents():
-    hostile = ["", "\0" * 500, "x" * (1 << 20), "spam " * 5000, "spam " * 7000, "a" + "\u0301" * 999, "!!!", "one two"]
-    removed = dedup(table(hostile + hostile[:3]), DedupConfig())
-    reasons = dict(zip(removed["doc"].to_pylist(), removed["reason"].to_pylist(), strict=True))
-    assert reasons == {3: "near", 8: "exact", 9: "exact", 10: "exact"}  # both spams are the same one shingle
-    assert removed["keeper"].to_pylist() == [4, 0, 1, 2]
-
-
 def test_right_to_left_and_marked_text():
     words = [a + b + c for a in "אבגדהוזח" for b in "טיכלמנ" for c in "סעפצק"]
     text = " ".join(words)

@@ -1,7 +1,7 @@
 """Keepers: the invariants over random graphs, and the cases that transitive closure gets wrong."""
 
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dedup.keepers import REMOVED, choose
@@ -25,7 +25,6 @@ def rows(removed: pa.Table) -> dict[int, tuple[str, int]]:
     return {r["doc"]: (r["reason"], r["keeper"]) for r in removed.to_pylist()}
 
 
-@settings(deadline=None)
 @given(
     rank=st.lists(st.integers(0, 3), min_size=10, max_size=10),
     found=st.dictionaries(

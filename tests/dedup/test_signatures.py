@@ -31,10 +31,6 @@ def test_chunks_and_slices_do_not_matter():
     assert signatures(chunked, DedupConfig()).equals(signatures(whole, DedupConfig()))
 
 
-def test_near_false_leaves_no_band_keys():
-    assert signatures(table(TEXTS), DedupConfig(near=False))["bands"].to_pylist() == [[]] * 5
-
-
 @pytest.mark.parametrize(
     ("keeper", "order"),
     [

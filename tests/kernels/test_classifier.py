@@ -17,7 +17,7 @@ def hashed(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return word_hashes(np.frombuffer(b"".join(data), np.uint8), offsets, FOLDING)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.text("ab é漢字.,1 ก\n", max_size=40), min_size=1, max_size=4))
 def test_means_are_those_of_the_reference(texts):
     table = np.random.default_rng(0).normal(size=(SIZE, 3)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Set intersections and greedy keepers against plain Python."""
+"""Set intersections and crowded keys against plain Python; the greedy keepers: tests/dedup/test_keepers.py."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import edges
@@ -14,7 +14,6 @@ def flat(sets: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return values, np.cumsum([0, *map(len, sets)])
 
 
-@settings(deadline=None)  # the first call compiles
 @given(a=SETS, b=SETS, data=st.data())
 def test_intersections_of_distinct_values(a, b, data):
     pairs = data.draw(st.lists(st.tuples(st.integers(0, len(a) - 1), st.integers(0, len(b) - 1)), max_size=9))
@@ -24,29 +23,7 @@ def test_intersections_of_distinct_values(a, b, data):
     assert shared.tolist() == [len(set(a[i]) & set(b[j])) for i, j in pairs]
 
 
-@settings(deadline=None)
-@given(
-    st.dictionaries(
-        st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(lambda e: e[0] > e[1]),
-        st.sampled_from([0.8, 0.9, 1.0]),
-        max_size=40,
-    )
-)
-def test_keepers_are_those_of_the_plain_greedy(weights):
-    expected: dict[int, int] = {}
-    for node in range(13):
-        kept = [(-w, b) for (a, b), w in weights.items() if a == node and b not in expected]
-        if kept:
-            expected[node] = min(kept)[1]
-    order = sorted(weights)
-    later, earlier = np.array(order, np.int64).reshape(-1, 2).T
-    keeper, weight = edges.keepers(13, later.copy(), earlier.copy(), np.array([weights[e] for e in order], np.float64))
-    assert {n: k for n, k in enumerate(keeper.tolist()) if k != n} == expected
-    assert all(weight[n] == weights[n, k] for n, k in expected.items())
-
-
 @given(st.lists(st.integers(0, 40), max_size=60))
-@settings(deadline=None)
 def test_crowded_misses_no_repeated_key(keys):
     found = edges.crowded(np.array(keys, np.uint64))
     assert found.tolist() == [keys.count(key) > 1 for key in keys]  # small keys have slots of their own

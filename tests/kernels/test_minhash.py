@@ -17,7 +17,7 @@ def flat(documents: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([w for d in documents for w in d], np.uint64), np.cumsum([0, *map(len, documents)])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(documents=st.lists(st.lists(WORD, max_size=12), min_size=1, max_size=5), n=st.integers(1, 6))
 def test_kernels_equal_their_references(documents, n):
     words, offsets = flat(documents)
@@ -59,7 +59,7 @@ def test_estimates_are_as_good_as_datasketchs():
         pool = random.integers(0, 2**63, 2 * size - shared) if pair % 2 else np.arange(2 * size - shared)
         a, b = pool[:size], pool[size - shared :]
         jaccard = shared / (2 * size - shared)
-        words, offsets = flat([minhash.mix_array(s.astype(np.uint64)).tolist() for s in (a, b)])
+        words, offsets = flat([minhash.mix(s.astype(np.uint64)).tolist() for s in (a, b)])
         one, other = minhash.signatures(words, offsets, 1, multipliers, addends)
         errors.append((one == other).mean() - jaccard)
         sketches = [datasketch.MinHash(permutations, seed=pair + 1) for _ in (a, b)]

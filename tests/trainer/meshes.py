@@ -16,12 +16,12 @@ from mixer.reader import Batch
 from mixer.shards import SEGMENT
 from tests.trainer.ranks import join
 from tests.trainer.training import whole
-from trainer import recompute
+from trainer import checkpoint, recompute
 from trainer.collectives import clip_gradients
 from trainer.config import ModelConfig, ParallelConfig, TrainConfig
 from trainer.data import micro_batches
 from trainer.moe import balance_loss
-from trainer.parallel import build_model, world
+from trainer.parallel import build_model, build_optimizer, world
 
 CONTEXT, VOCABULARY = 48, 50
 # A row's documents; the rest is padding. Cut in two or four: documents that span three ranks, start on a border and
@@ -53,14 +53,17 @@ class Log:
 
     stage = SimpleNamespace(context=CONTEXT, eos=0, dtype=np.uint16)
 
+    def __init__(self, rows: list[list[int]] = ROWS):
+        self.rows = rows
+
     def read_ahead(self, ranges: list[tuple[int, int]]) -> None:
         pass
 
     def read(self, a: int, b: int) -> Batch:
-        tokens = np.random.default_rng(0).integers(0, VOCABULARY, (len(ROWS), CONTEXT), np.uint16)
+        tokens = np.random.default_rng(0).integers(0, VOCABULARY, (len(self.rows), CONTEXT), np.uint16)
         segments = [
             (row, start, length, 0, 0, 0, 0, 0, 0)
-            for row, lengths in enumerate(ROWS[a:b])
+            for row, lengths in enumerate(self.rows[a:b])
             for start, length in zip(np.cumsum([0, *lengths]), lengths, strict=False)
         ]
         return Batch(tokens[a:b], np.array(segments, SEGMENT))
@@ -80,7 +83,7 @@ def config(
     return TrainConfig(model=model, parallel=mesh_config, threads=1, **how)
 
 
-def step(config: TrainConfig) -> Result:
+def step(config: TrainConfig, rows: list[list[int]] = ROWS) -> Result:
     """On every rank of the process group; all ranks return the whole."""
     recompute.BACKEND = "aot_eager"
     torch._dynamo.reset()
@@ -88,7 +91,7 @@ def step(config: TrainConfig) -> Result:
     with world(config) as ranks:
         model = build_model(config, VOCABULARY, 1e4, ranks)
         initial = {name: whole(p).detach().clone() for name, p in model.named_parameters()}
-        batches = list(micro_batches(Log(), 0, len(ROWS), config, ranks))
+        batches = list(micro_batches(Log(rows), 0, len(rows), config, ranks))
         counts = torch.tensor([[(b.target_T >= 0).sum(), b.real_T.sum()] for b in batches]).sum(0)
         targets, tokens = ranks.sum(counts).tolist()
         total = torch.zeros((), dtype=torch.float64)
@@ -120,12 +123,34 @@ def first_layer_drops(config: TrainConfig, shared: bool) -> list[int]:
         return ranks.sum(dropped).tolist()
 
 
+def saved(config: TrainConfig, directory: Path, write: bool = False) -> dict[str, Tensor]:
+    """Weights and moments, whole: as they are written after an update, or as this mesh reads them."""
+    with world(config) as ranks:
+        model = build_model(config, VOCABULARY, 1e4, ranks)
+        optimizer = build_optimizer(config, model)
+        if write:
+            for p in model.parameters():
+                p.grad = p.detach().clone()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01
+            optimizer.step()
+            saver = checkpoint.Saver(ranks, keep=1)
+            saver.save(directory, model, optimizer, checkpoint.Progress("base"), {})
+            saver.wait()
+        else:
+            checkpoint.load(directory / "step-00000000", model, optimizer)
+        held = {name: {"weight": p, **optimizer.state[p]} for name, p in model.named_parameters()}
+        return {f"{n} {key}": whole(x).detach().clone() for n, parts in held.items() for key, x in parts.items()}
+
+
+RESHARDED = {2: [{"etp": 2}, {}], 4: [{"ep": 2, "etp": 2}, {"etp": 4}, {"dp_replicate": 2, "etp": 2}, {"ep": 4}]}
 CASES = {
     2: {
         "dp2": {}, "replicate2": {"dp_replicate": 2}, "ep2": {"ep": 2}, "cp2": {"cp": 2}, "cp2 ep2": {"cp": 2, "ep": 2},
         "dp2, one pass": {"micro_tokens": 4 * CONTEXT}, "cp2 float32": {"cp": 2, "ep": 2, "dtype": "float32"},
         "dp2 compiled": {"compile": True}, "ep2 compiled": {"ep": 2, "compile": True},
         "cp2 ring": {"cp": 2, "cp_attention": "ring", "checkpointing": "selective"},
+        "etp2": {"etp": 2}, "cp2 etp2": {"cp": 2, "etp": 2, "checkpointing": "full"},
     },
     4: {
         "dp2 replicate2": {"dp_replicate": 2}, "ep4": {"ep": 4, "micro_tokens": CONTEXT}, "cp4": {"cp": 4},
@@ -133,6 +158,8 @@ CASES = {
         "dp2 ep2": {"ep": 2, "micro_tokens": CONTEXT}, "cp2 ep2": {"cp": 2, "ep": 2},
         "replicate2 ep2": {"dp_replicate": 2, "ep": 2}, "cp4 ring": {"cp": 4, "cp_attention": "ring"},
         "dp2 cp2 ring": {"cp": 2, "cp_attention": "ring"},
+        "etp4": {"etp": 4, "micro_tokens": CONTEXT}, "ep2 etp2": {"ep": 2, "etp": 2},
+        "dp2 etp2": {"etp": 2, "checkpointing": "selective"}, "replicate2 etp2": {"dp_replicate": 2, "etp": 2},
     },
 }  # fmt: skip
 
@@ -143,10 +170,14 @@ def main(out: Path) -> None:
     for name, values in CASES[dist.get_world_size()].items():
         for routing in ROUTINGS:
             found[name, routing] = vars(step(config(routing, **values)))
+    found["two tokens", "dropless"] = vars(step(config("dropless", ep=dist.get_world_size()), [[2]]))
     drops = {s: first_layer_drops(config("ep_group", ep=2), s) for s in (True, False)}
     drops["again"] = first_layer_drops(config("ep_group", ep=2), True)
+    drops["etp"] = first_layer_drops(config("ep_group", etp=2), True)
+    readers = enumerate(RESHARDED[dist.get_world_size()])
+    states = [saved(config("dropless", **mesh), out.with_suffix(""), write=i == 0) for i, mesh in readers]
     if dist.get_rank() == 0:
-        torch.save((found, drops), out)
+        torch.save((found, drops, states), out)
     dist.destroy_process_group()
 
 

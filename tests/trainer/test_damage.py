@@ -12,6 +12,7 @@ import torch
 
 from dataprep.storage import UserError
 from mixer.shards import write_end
+from tests.trainer.shards import VOCABULARY
 from tests.trainer.training import CONFIG, STAGES, records, weights, without_speed
 from trainer import checkpoint, loop, metrics, parallel
 from trainer.loop import train
@@ -60,6 +61,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(trained, copy, damage,
     assert without_speed(records(root, "longer")) == without_speed(records(trained[0], "longer"))
     mine, theirs = weights(root, "longer"), weights(trained[0], "longer")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_checkpoint_of_other_shapes(copy):
+    _, directory = copy
+    newest = checkpoint.checkpoints(directory / "longer")[-1]
+    config = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"ffn": 12})})
+    with parallel.world(config) as ranks:
+        model = parallel.build_model(config, VOCABULARY, 1e4, ranks)
+        said = rf"{newest} has layers.0.mlp.experts.gate_up_proj as \(4, 2, 24, 32\), this model \(4, 2, 12, 32\)"
+        with pytest.raises(UserError, match=said):
+            checkpoint.load(newest, model, parallel.build_optimizer(config, model))
 
 
 def test_where_no_checkpoint_is_whole(copy):

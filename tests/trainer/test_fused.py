@@ -7,8 +7,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from kernels import fused
 from kernels.lightning_attention import Segments
-from trainer import fused, recompute
+from trainer import recompute
 from trainer.attention import Layout
 from trainer.config import ModelConfig, TrainConfig
 from trainer.model import Decoder, initialise

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from kernels.grouped import grouped_linear, grouped_outer
 from trainer import moe
 from trainer.attention import Layout
 from trainer.config import ModelConfig
-from trainer.grouped import grouped_linear, grouped_outer
 from trainer.moe import MoE, heaviest, route, router_metrics, shared_allowance
 from trainer.recompute import ROUTING, operators
 
@@ -54,7 +54,7 @@ def by_hand(layer, x, group):
         limit = len(group) if config.capacity == "none" else limit
         for e in range(config.experts):
             for _, _, weight, t in sorted((w for w in wanted if w[:2] == (g, e)), key=lambda w: (w[2], w[3]))[:limit]:
-                gate, up = (layer.experts.gate_up_proj[e] @ x[t]).chunk(2)
+                gate, up = layer.experts.gate_up_proj[e] @ x[t]
                 out[t] += -weight * (layer.experts.down_proj[e] @ (F.silu(gate) * up))
                 load[e] += 1
     return out, load

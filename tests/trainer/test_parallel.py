@@ -10,7 +10,7 @@ from tests.trainer import meshes
 from tests.trainer.meshes import CASES, CONTEXT, ROUTINGS, config, step
 from tests.trainer.ranks import spawn
 from trainer.data import micro_batches
-from trainer.parallel import build_model, world
+from trainer.parallel import build_model, fsdp_ranks, world
 
 
 @functools.cache
@@ -20,14 +20,15 @@ def alone(routing, micro_tokens=7 * CONTEXT):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """What the processes of one world size found, by case; one start for all cases."""
+    """What the processes of one world size found, by case; what the global router drops; states that were saved, and
+    where. One start for all."""
 
     @functools.cache
     def of(size):
         path = tmp_path_factory.mktemp("meshes") / f"{size}.pt"
         spawn(size, meshes.__name__, str(path))
-        found, drops = torch.load(path)
-        return {case: meshes.Result(**values) for case, values in found.items()}, drops
+        found, drops, states = torch.load(path)
+        return {case: meshes.Result(**values) for case, values in found.items()}, drops, states, path.with_suffix("")
 
     return of
 
@@ -57,6 +58,27 @@ def test_so_does_accumulation(routing):
     close(alone(routing, 2 * CONTEXT), alone(routing), 1e-9)
 
 
+@pytest.mark.parametrize("size", CASES)
+def test_experts_without_a_token(together, size):
+    """Two tokens: of four ranks with one expert each, some are sent no row."""
+    found, expected = together(size)[0]["two tokens", "dropless"], step(config("dropless"), [[2]])
+    assert found.loss == pytest.approx(expected.loss, rel=1e-9)
+    assert torch.equal(found.load_LE, expected.load_LE) and (found.load_LE == 0).any()
+    for name, gradient in expected.gradients.items():
+        assert (found.gradients[name] - gradient).norm() <= 1e-9 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("size", CASES)
+def test_what_a_mesh_saves_others_read(together, size):
+    """The first mesh writes, the others and one process read."""
+    *_, (written, *read), directory = together(size)
+    name = "layers.0.mlp.experts.down_proj"
+    assert not torch.equal(written[f"{name} weight"], alone("dropless").initial[name])
+    for found in [*read, meshes.saved(config("dropless"), directory)]:
+        assert found.keys() == written.keys()
+        assert all(torch.equal(found[name], written[name]) for name in written)
+
+
 def test_compiled_layers_break_only_where_experts_exchange(together):
     """One graph per layer under FSDP; under expert parallelism one break, which makes two graphs of one."""
     dense, exchanging = (together(2)[0][case, "dropless"] for case in ("dp2 compiled", "ep2 compiled"))
@@ -65,7 +87,8 @@ def test_compiled_layers_break_only_where_experts_exchange(together):
 
 
 def test_half_precision_is_near_and_its_router_in_float32():
-    found, expected = step(config("dropless", dtype="bfloat16")), alone("dropless")
+    found = step(config("dropless", dtype="bfloat16", checkpointing="selective"))
+    expected = alone("dropless")
     assert found.loss == pytest.approx(expected.loss, rel=0.01)
     for name, gradient in expected.gradients.items():
         assert found.gradients[name].dtype == torch.float32
@@ -86,7 +109,7 @@ def test_a_context_that_ranks_cannot_share_is_refused():
 @pytest.mark.parametrize("size", CASES)
 def test_the_global_router_drops_no_more_than_each_rank_alone(together, size):
     drops = together(size)[1]
-    assert drops["again"] == drops[True]
+    assert drops["again"] == drops["etp"] == drops[True]
     assert all(a <= b for a, b in zip(drops[True], drops[False], strict=True))
     assert sum(drops[True]) < sum(drops[False])
 
@@ -96,9 +119,18 @@ def test_the_global_router_drops_no_more_than_each_rank_alone(together, size):
     [
         ({"cp": 2}, r"dp_replicate 1 x dp_shard 0 x cp 2 is 0, but there are 1 processes"),
         ({"dp_shard": 4}, r"dp_shard 4 x cp 1 is 4, but there are 1 processes"),
-        ({"ep": 2}, r"train.parallel.ep is 2; it must divide dp_shard x cp .1. and train.model.experts .4."),
+        ({"ep": 3}, r"train.parallel: ep is 3; it must divide train.model.experts, which is 4"),
+        ({"etp": 5}, r"train.parallel: etp is 5; it must divide train.model.ffn, which is 24"),
+        ({"ep": 2, "etp": 2}, r"train.parallel: ep x etp is 4; it must divide dp_shard x cp, which is 1"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(mesh, message):
     with pytest.raises(UserError, match=message), world(config("dropless", **mesh)):
         pass
+
+
+def test_so_is_one_whose_rest_does_not_divide_the_hidden_size():
+    assert fsdp_ranks(config("dropless"), 6) == 6
+    said = r"dp_shard x cp / .ep x etp. is 3; it must divide train.model.hidden, which is 32"
+    with pytest.raises(UserError, match=said):
+        fsdp_ranks(config("dropless", etp=2), 6)

@@ -111,6 +111,8 @@ def as_ours(name, gradient, config):
     if name.endswith(("q_proj.weight", "k_proj.weight")):
         heads = gradient.unflatten(0, (-1, config.head_dim))
         gradient = torch.empty_like(heads).index_copy_(1, torch.tensor(head_order(config)), heads).flatten(0, 1)
+    if name.endswith("gate_up_proj"):
+        gradient = gradient.unflatten(1, (2, -1))
     return name, gradient
 
 

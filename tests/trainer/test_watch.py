@@ -256,6 +256,15 @@ def test_not_enough_memory(root, monkeypatch):
         train(CONFIG, str(root), ["base"])
 
 
+def test_experts_of_other_ranks_are_not_gathered():
+    def gathered(**mesh):
+        return cost.memory_needed(TrainConfig(parallel=mesh), 1000, 4096, 10**9, 8)["gathered"]
+
+    m = TrainConfig().model
+    layer = 3 * m.experts * m.ffn * m.hidden * 4 / 1e9
+    assert gathered() - gathered(ep=2, etp=2) == pytest.approx(2 * layer * 3 / 4)
+
+
 def test_a_schedule_longer_than_its_stage(root):
     phases = TrainConfig(schedule=[{"tokens": 10**9, "lr": 1e-3}]).schedule
     with pytest.raises(UserError, match="the phases last 1,000,000,000 tokens, but the stage has"):

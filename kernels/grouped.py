@@ -1,4 +1,7 @@
-"""Matrix products of rows sorted by expert, each expert with its own matrix: one operator with one graph everywhere."""
+"""Matrix products of rows sorted by expert, each expert with its own matrix: one operator with one graph everywhere.
+
+Shape suffixes: S rows, E experts, O rows of a matrix, I its columns, F the experts' FFN, A experts per token.
+"""
 
 from typing import Any
 
@@ -6,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer import fused
+from kernels import fused
 
 
 @torch.library.custom_op("trivium::grouped_linear", mutates_args=())

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.attention import at_least_float32
-
 CHUNK = 256  # tokens whose logits exist at one time
 
 
@@ -25,7 +23,7 @@ class HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x_TD: Tensor, weight_VD: Tensor, target_T: Tensor, needed: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = at_least_float32(x_TD.dtype)
+        wide = torch.promote_types(x_TD.dtype, torch.float32)
         nll_T = x_TD.new_zeros(len(x_TD), dtype=wide)
         hit_T = torch.zeros_like(target_T, dtype=torch.bool)
         grad_TD = torch.empty_like(x_TD) if needed else None

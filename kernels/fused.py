@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.attention import rotate
-
 
 def on_gpu(x: Tensor) -> bool:
     """Whether our kernels compute this."""
@@ -24,12 +22,20 @@ def gated_norm(x_TX: Tensor, gate_TX: Tensor, weight_X: Tensor, eps: float) -> T
 
 
 def rotate_both(q_THN: Tensor, k_TKN: Tensor, cos_T1r: Tensor, sin_T1r: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys by `attention.rotate`."""
+    """Both with the first 2r of their N dimensions rotated, half-split: dimension i pairs with i + r."""
     if on_gpu(q_THN) and cos_T1r.shape[-1]:
         from kernels import rotary as kernel
 
         return kernel.rotate(q_THN, k_TKN, cos_T1r, sin_T1r)
     return rotate(q_THN, cos_T1r, sin_T1r), rotate(k_TKN, cos_T1r, sin_T1r)
+
+
+def rotate(x_THN: Tensor, cos_T1r: Tensor, sin_T1r: Tensor) -> Tensor:
+    """`rotate_both` for one of them."""
+    half = cos_T1r.shape[-1]
+    a, b, rest = x_THN.split([half, half, x_THN.shape[-1] - 2 * half], dim=-1)
+    turned = a * cos_T1r - b * sin_T1r, b * cos_T1r + a * sin_T1r
+    return torch.cat([*(x.to(rest.dtype) for x in turned), rest], dim=-1)
 
 
 def sorted_by(kind_S: Tensor, kinds: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +59,7 @@ def tally(index: Tensor, size: int) -> Tensor:
 
 def spread(x_TD: Tensor, order_S: Tensor, inverse_S: Tensor) -> Tensor:
     """Every token's row, as often as it has experts, in the order of the experts. (S, D)."""
-    copies = len(order_S) // len(x_TD)
+    copies = len(order_S) // len(x_TD) if len(x_TD) else 1  # a rank may be sent no row
     if on_gpu(x_TD):
         from kernels import permute as kernel
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import loss
-from trainer.loss import head_loss
+from kernels import head_loss as loss
+from kernels.head_loss import head_loss
 
 
 @given(st.integers(1, 30), st.integers(2, 13), st.integers(1, 9), st.integers(0, 1 << 30))
