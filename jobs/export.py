@@ -18,7 +18,7 @@ from jobs import corpus, dedup, quality, tokens
 from jobs.config import Config
 from jobs.engine import Engine, Step, once_per_run
 from jobs.progress import say
-from mixer.inventory import Exclude
+from mixer.exclude import excludes, load_exclude
 
 VERSION = 2
 DOCUMENT = ["doc", "source", "id", "text", "meta"]
@@ -32,7 +32,7 @@ def build(engine: Engine, config: Config) -> list[Commit]:
     commits = [step(engine, config) for step in steps.values()]
     exclude = config.mix.exclude
     drop = config.quality.decontaminate.drops
-    excluded = storage.fingerprint(Exclude.load(exclude).ids.to_pylist())
+    excluded = storage.fingerprint(load_exclude(exclude)["id"].to_pylist())
     tasks = []
     for p, *attributes in zip(corpus.partitions(engine, config), *commits, strict=True):
         paths = [c.path(name) for c, name in zip(attributes, steps, strict=True)]
@@ -54,7 +54,7 @@ def export_partition(
 ) -> dict:
     documents = read_table(path)
     tables = [read_table(p) for p in attributes]
-    keep = pc.and_(tables[0]["keep"], pa.array(~Exclude.load(exclude).matches(documents)))
+    keep = pc.and_(tables[0]["keep"], pa.array(~excludes(load_exclude(exclude), documents)[0]))
     if drop:
         keep = pc.and_(keep, pc.invert(tables[1]["contaminated"]))
     documents = documents.select(DOCUMENT)

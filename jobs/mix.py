@@ -6,10 +6,10 @@ if not __package__:  # run as a script
 import argparse
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,15 @@ from jobs.progress import say
 from mixer import guarantees, shards
 from mixer.config import HELD_OUT, MixConfig
 from mixer.draw import draw
-from mixer.inventory import Exclude, add_inventories, longest_context, take_inventory
+from mixer.exclude import load_exclude
+from mixer.inventory import add_inventories, longest_context, take_inventory
 from mixer.pack import pack_window
 from mixer.plan import Plan
 from mixer.planner import make_plan
 from mixer.shards import StageInfo
 
-VERSION = 5
-PLAN_VERSION = 4
+VERSION = 6
+PLAN_VERSION = 5
 LATEST = "latest"  # what --diff compares with if no file is named
 BEAT_SECONDS = 5.0
 
@@ -43,10 +44,6 @@ class StageLog:
     step: Step
     info: StageInfo
     directory: str
-
-    @property
-    def heartbeat(self) -> str:
-        return join(self.directory, self.info.heartbeat)
 
     @property
     def ended(self) -> bool:
@@ -74,8 +71,8 @@ def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit
     about = mix.model_dump(mode="json", include={"thresholds", "seed"})
     about["held_out"], about["longest"] = mix.held_out.fraction, longest_context(mix)
     about["stages"] = [[s.context, s.long_documents] for s in mix.stages]
-    lines = Exclude.load(mix.exclude).ids
-    about["exclude"] = storage.fingerprint(lines.to_pylist())
+    lines = load_exclude(mix.exclude)["id"].to_pylist()
+    about["exclude"] = storage.fingerprint(lines)
     about["contaminated"] = config.quality.decontaminate.drops
     tasks = []
     for p, verdict, score, encoded in zip(partitions, verdicts, scores, ids, strict=True):
@@ -83,7 +80,7 @@ def inventory(engine: Engine, config: Config) -> tuple[list[Commit], list[Commit
         inputs = {"dedup": verdict.fingerprint, "quality": score.fingerprint, "tokens": encoded.fingerprint}
         tasks.append(p.task(*paths, mix, config.quality.decontaminate.drops, **inputs))
     inventories = engine.map(Step("inventory", VERSION, about), take_partition, tasks)
-    unused = set(lines.to_pylist()).difference(*(c.aggregates["exclude_lines"] for c in inventories))
+    unused = set(lines).difference(*(c.aggregates["exclude_lines"] for c in inventories))
     if unused:
         examples = ", ".join(sorted(unused)[:5])
         say(f"warning: {len(unused):,} of {len(lines):,} lines of {mix.exclude} name no document: {examples}, ...")
@@ -99,7 +96,7 @@ def take_partition(
         read_table(scores, ["doc", "tier", "contaminated"] if drop else ["doc", "tier"]),
         read_table(ids, ["doc", "n_tokens"]),
         mix,
-        Exclude.load(mix.exclude),
+        load_exclude(mix.exclude),
     )
     out.arrow("inventory", [table], table.schema)
     return sums
@@ -195,7 +192,7 @@ def pack_stage(engine: Engine, prepared: Prepared, stage: StageLog) -> dict[str,
             f"stage {name} is not packed as promised: {'; '.join(wrong)}; remove {stage.directory} and report it"
         )
     end = shards.write_end(stage.directory, [c.aggregates["sequences"] for c in commits], totals)
-    storage.remove(stage.heartbeat)
+    storage.remove(join(stage.directory, shards.HEARTBEAT))
     return end
 
 
@@ -213,30 +210,30 @@ def write_window(out: Attempt, drawn: pa.Table, window: int, info: StageInfo, po
 @contextmanager
 def alive(stages: list[StageLog]) -> Iterator[None]:
     """Beat the stages' hearts while the block runs; if it fails, say so there, so that nobody waits for ever."""
-    stop = threading.Event()
-
-    def everywhere(action: Callable[[str], None]) -> None:
-        for stage in stages:
-            if not stage.ended:
-                action(stage.heartbeat)
+    stop, failed = threading.Event(), None
 
     def beat() -> None:
-        while not stop.wait(BEAT_SECONDS):
-            everywhere(shards.beat)
+        for stage in stages:
+            if not stage.ended:
+                shards.beat(stage.directory, failed)
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    def go_on() -> None:
+        while not stop.wait(BEAT_SECONDS):
+            beat()
+
+    beat()
+    thread = threading.Thread(target=go_on, name="heartbeat", daemon=True)
+    thread.start()
     try:
-        everywhere(shards.beat)
-        thread.start()
         yield
     except BaseException as error:
-        stop.set()
-        thread.join()
-        everywhere(partial(shards.fail, message=str(error) or type(error).__name__))
+        failed = str(error) or type(error).__name__
         raise
     finally:
         stop.set()
         thread.join()
+        if failed:
+            beat()
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

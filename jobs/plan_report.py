@@ -137,11 +137,11 @@ def diff(old: dict[str, Any], plan: Plan, under_way: dict[str, str]) -> Iterator
     try:
         before = Plan.from_json(old, None)
         was = {s.name: (s, draws(old, s)) for s in before.stages}
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        raise UserError(f"--diff: this is not a plan of this version ({type(error).__name__}: {error})") from None
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+        raise UserError("--diff: this is not a plan of this version; plan again to compare with") from None
     why = [*settings("mix", before.config, plan.config), *documents(before, plan)]
     if not why and old["places"]["documents"] != new["places"]["documents"]:
-        why = ["documents: others, of as many tokens"]
+        why = ["documents: others, of as many tokens, or in other places by their hashes"]
     yield from why[:SHOWN]
     if len(why) > SHOWN:
         yield f"and {len(why) - SHOWN} more"

@@ -104,7 +104,7 @@ def flow(outputs: Outputs) -> dict[str, dict[str, Any]]:
 
 
 def _cells(commit: Commit) -> dict[str, Any]:
-    """The sums of one inventory without its buckets and items."""
+    """The sums of one inventory without its pieces."""
     return add_up(
         {cell["source"]: {(cell["tier"], "held out" if cell["held_out"] else cell["length_class"]):
                           np.array([cell["documents"], cell["tokens"]])}}

@@ -110,20 +110,3 @@ def asked_copies(p: Problem) -> np.ndarray:
     of_source = (p.shares * p.tokens[:, None]).sum(axis=0)
     there = np.bincount(p.source, weight, J)
     return weight * np.where(there > 0, of_source / np.where(there > 0, there, 1.0), 0.0)[p.source]
-
-
-def objective(p: Problem, x: np.ndarray) -> float:
-    """What `fit` makes least, of any x (S, C) that meets the hard targets."""
-    J = p.shares.shape[1]
-    total, value = p.tokens.sum(), 0.0
-    for s, asked in enumerate(p.asked):
-        value += spreads(p)[s] * _kl(x[s] / p.tokens[s], reference(p)[s] / p.tokens[s])
-        if asked:
-            value += _kl(np.bincount(p.source, x[s], J) / p.tokens[s], p.shares[s])
-    return value + _kl((p.rate * x).sum(axis=0) / total, asked_copies(p) / total)
-
-
-def _kl(a: np.ndarray, b: np.ndarray) -> float:
-    """Of sums that may differ: sum of a log(a / b) - a + b, b > 0 wherever a is."""
-    there = a > 0
-    return float((a[there] * np.log(a[there] / b[there])).sum() - a.sum() + b.sum())

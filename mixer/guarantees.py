@@ -1,5 +1,6 @@
 """What packing promises: counted in every window, added up, held against the plan, and checked before a stage ends."""
 
+from collections import Counter
 from collections.abc import Iterable
 from math import sqrt
 from typing import Any
@@ -7,14 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dataprep.storage import add_up
 from mixer.plan import StagePlan
 from mixer.shards import StageInfo
 
 CELL = ("source", "tier", "length_class")
 TOKENS = ("tokens_in", "packed", "truncated", "dropped")
-COUNTS = (
-    "items", "items_over_context", "cut", "pieces", "cut_though_fitting", *TOKENS, "padding", "sequences", "segments",
-)  # fmt: skip
+COUNTS = ("items", "cut", "pieces", "cut_though_fitting", *TOKENS, "padding", "sequences", "segments")
 FINE = np.int64(47)  # bits below a float64's exponent and its first five digits: costs are counted 32 to an octave
 
 
@@ -46,7 +46,6 @@ def count(
     bins, numbers = np.unique(costs.view(np.int64) >> FINE, return_counts=True)
     return {
         "items": len(lengths),
-        "items_over_context": int((lengths > info.context).sum()),
         "cut": int((pieces > 1).sum()),
         "pieces": int(pieces[pieces > 1].sum()),
         "cut_though_fitting": int(((pieces > 1) & (lengths <= info.context)).sum()),
@@ -64,23 +63,22 @@ def count(
 
 def add_counts(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The counts of several windows, in training order, as one."""
-    total: dict[str, Any] = dict.fromkeys(COUNTS, 0)
-    total |= {"sources": {}, "copies": {}, "cost": {"max": 0, "bins": {}}, "order": [0.0, 0.0, 0.0]}
-    cells: dict[tuple[str, ...], int] = {}
+    parts = list(parts)
+    nothing: dict[str, Any] = dict.fromkeys(COUNTS, 0) | {"sources": {}, "cost": {"max": 0, "bins": {}}}
+    total = add_up([nothing, *({name: part[name] for name in nothing} for part in parts)])
+    total["cost"]["max"] = max((part["cost"]["max"] for part in parts), default=0)
+    total["copies"] = {
+        tier: max(part["copies"][tier] for part in parts) for part in parts[:1] for tier in part["copies"]
+    }
+    order, before = [0.0, 0.0, 0.0], 0
+    cells: Counter[tuple[str, ...]] = Counter()
     for part in parts:
         sums, squares, products = part["order"]
-        before = total["order"]
-        total["order"] = [before[0] + sums, before[1] + squares, before[2] + products + total["sequences"] * sums]
-        for name in COUNTS:
-            total[name] += part[name]
-        for source, tokens in part["sources"].items():
-            _add(total["sources"].setdefault(source, {}), tokens)
-        for tier, copies in part["copies"].items():
-            total["copies"][tier] = max(total["copies"].get(tier, 0), copies)
-        total["cost"]["max"] = max(total["cost"]["max"], part["cost"]["max"])
-        _add(total["cost"]["bins"], part["cost"]["bins"])
-        _add(cells, {tuple(row[name] for name in CELL): row["tokens"] for row in part["cells"]})
-    return total | {"cells": [dict(zip(CELL, key, strict=True)) | {"tokens": cells[key]} for key in sorted(cells)]}
+        order = [order[0] + sums, order[1] + squares, order[2] + products + before * sums]
+        before += part["sequences"]
+        cells.update({tuple(row[name] for name in CELL): row["tokens"] for row in part["cells"]})
+    rows = [dict(zip(CELL, key, strict=True)) | {"tokens": cells[key]} for key in sorted(cells)]
+    return total | {"order": order, "cells": rows}
 
 
 def summary(counts: dict[str, Any], stage: StagePlan, caps: dict[str, int]) -> dict[str, Any]:
@@ -90,18 +88,15 @@ def summary(counts: dict[str, Any], stage: StagePlan, caps: dict[str, int]) -> d
     """
     sequences, cost = counts["sequences"], counts["cost"]
     totals = {name: value for name, value in counts.items() if name not in ("cost", "order", "copies")}
-    shares: dict[str, dict[str, list[float]]] = {}
+    shares = {}
     for by in CELL:
-        tokens: dict[str, list[float]] = {}
-        for cell in stage.cells:
-            tokens.setdefault(getattr(cell, by), [0, 0])[0] += cell.planned
-        for row in counts["cells"]:
-            tokens.setdefault(row[by], [0, 0])[1] += row["tokens"]
-        whole = [max(1, sum(pair[i] for pair in tokens.values())) for i in (0, 1)]
-        shares[by] = {name: [tokens[name][0] / whole[0], tokens[name][1] / whole[1]] for name in sorted(tokens)}
+        planned = stage.by(by)
+        packed = add_up({row[by]: row["tokens"]} for row in counts["cells"])
+        whole = max(1, sum(planned.values())), max(1, sum(packed.values()))
+        names = sorted({*planned, *packed})
+        shares[by] = {name: [planned.get(name, 0) / whole[0], packed.get(name, 0) / whole[1]] for name in names}
     return totals | {
         "padding_share": counts["padding"] / max(1, counts["padding"] + counts["packed"]),
-        "pieces_per_cut_document": counts["pieces"] / max(1, counts["cut"]),
         "segments_per_sequence": counts["segments"] / max(1, sequences),
         "sum_of_squares": {
             "p50": min(_quantile(cost["bins"], 0.5), cost["max"]),
@@ -134,11 +129,6 @@ def broken(totals: dict[str, Any], context: int) -> list[str]:
         if copies > cap
     ]
     return wrong
-
-
-def _add(total: dict[Any, int], part: dict[Any, int]) -> None:
-    for key, value in part.items():
-        total[key] = total.get(key, 0) + value
 
 
 def _quantile(bins: dict[str, int], part: float) -> int:

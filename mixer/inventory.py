@@ -1,62 +1,20 @@
 """What one corpus partition offers: a table of the documents to draw from, and its sums for the planner."""
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataprep.storage import UserError, read_bytes
+from dataprep.storage import UserError, add_up
 from mixer.config import CLASSES, HELD_OUT, TIERS, MixConfig
+from mixer.exclude import excludes
 from mixer.hashing import hashed
 
 BUCKETS = 1024
 EXACT = 4096  # a cell of at most so many items lists them all
-DOC_LINE = re.compile(r"doc:[0-9]{1,20}")
-HASH_LINE = re.compile(r"[0-9a-fA-F]{32}")
 WITHIN = 32 - 10  # bits of the draw hash below the bucket's number
-
-
-@dataclass(frozen=True)
-class Exclude:
-    """The lines of the exclude file, each as the owner's id and as what else it may mean (null: nothing else).
-
-    A line is an owner's id, a content hash (32 hexadecimal digits), or `doc:` and a document's number.
-    """
-
-    ids: pa.Array
-    docs: pa.Array
-    hashes: pa.Array
-
-    @classmethod
-    def load(cls, path: str | None) -> "Exclude":
-        """UserError where the file is missing or no text."""
-        try:
-            text = read_bytes(path).decode("utf-8-sig") if path else ""
-        except FileNotFoundError:
-            raise UserError(f"mix.exclude: there is no file {path}; mend the path or set it to null") from None
-        except (OSError, ImportError, ValueError) as error:
-            raise UserError(f"mix.exclude: {path} cannot be read as UTF-8 text ({error})") from None
-        lines = sorted({stripped for line in text.split("\n") if (stripped := line.strip())})
-        docs = [int(x[4:]) if DOC_LINE.fullmatch(x) and int(x[4:]) < 1 << 64 else None for x in lines]
-        hashes = [bytes.fromhex(x) if HASH_LINE.fullmatch(x) else None for x in lines]
-        return cls(pa.array(lines, pa.string()), pa.array(docs, pa.uint64()), pa.array(hashes, pa.binary(16)))
-
-    def matches(self, documents: pa.Table) -> np.ndarray:
-        """Which rows of a table with doc, id and content_hash a line names."""
-        found = [pc.is_in(documents[name], lines) for name, lines in self._columns()]
-        return pc.or_(pc.or_(*found[:2]), found[2]).to_numpy()
-
-    def used(self, documents: pa.Table) -> list[str]:
-        """The lines that name a row of this table."""
-        found = [pc.and_(pc.is_valid(x), pc.is_in(x, documents[name].combine_chunks())) for name, x in self._columns()]
-        return self.ids.filter(pc.or_(pc.or_(*found[:2]), found[2])).to_pylist()
-
-    def _columns(self) -> tuple[tuple[str, pa.Array], ...]:
-        return ("doc", self.docs), ("id", self.ids), ("content_hash", self.hashes)
 
 
 def draw_hash(seed: int, doc: np.ndarray, offset: np.ndarray) -> np.ndarray:
@@ -82,12 +40,12 @@ def longest_context(config: MixConfig) -> int:
 
 
 def take_inventory(
-    documents: pa.Table, dedup: pa.Table, quality: pa.Table, tokens: pa.Table, config: MixConfig, exclude: Exclude
+    documents: pa.Table, dedup: pa.Table, quality: pa.Table, tokens: pa.Table, config: MixConfig, exclude: pa.Table
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Join a partition's tables into the documents to draw from and sums that `add_inventories` adds up.
 
     documents: doc, source, id, content_hash. dedup: doc, keep, cluster. quality: doc, tier and, where it shall take
-    effect, contaminated. tokens: doc, n_tokens.
+    effect, contaminated. tokens: doc, n_tokens. exclude: of `load_exclude`.
     The table: doc uint64, row uint32 (in the partition), n_tokens uint32, source dictionary, tier and length_class
     uint8 (indices into TIERS and CLASSES), held_out bool. Raises UserError where the tables do not fit together.
     """
@@ -101,8 +59,7 @@ def take_inventory(
         raise UserError(f"the quality table has the tier {odd[0]!r}; the tiers are {', '.join(TIERS)}")
     n_tokens = tokens["n_tokens"].to_numpy()
     kept = dedup["keep"].to_numpy()
-    excluded = exclude.matches(documents)
-    used = exclude.used(documents)
+    excluded, lines_used = excludes(exclude, documents)
     contaminated = np.zeros(len(doc), bool)
     if "contaminated" in quality.column_names:
         contaminated = quality["contaminated"].to_numpy() & kept & ~excluded
@@ -121,9 +78,7 @@ def take_inventory(
         }
     ).filter(pa.array(kept & ~excluded & ~contaminated))
     sums = {
-        "documents": len(doc),
-        "exclude_lines": used,
-        "tokens": int(n_tokens.sum(dtype=np.int64)),
+        "exclude_lines": lines_used,
         "cells": _cells(table, config),
         "removed": {
             "duplicate": _count(n_tokens, ~kept),
@@ -157,31 +112,40 @@ def _cells(table: pa.Table, config: MixConfig) -> list[dict[str, Any]]:
         None if s.long_documents == "split" else np.where(offset, 0, usable(n_tokens, s.context, s.long_documents)[row])
         for s in config.stages
     ]
+    columns = np.array([place, length, *(column for column in packed if column is not None)])
     rows = []
     for number in np.unique(cell):
         (here,) = np.nonzero(cell == number)
         first, lengths = here[0], n_tokens[here]
-        (items,) = np.nonzero(cell[row] == number)
-        columns = [place, length, *(column for column in packed if column is not None)]
-        rows.append(
-            {
-                "source": source.dictionary[int(codes[0][first])].as_py(),
-                "tier": TIERS[codes[1][first]],
-                "length_class": CLASSES[codes[2][first]],
-                "held_out": bool(number % 2),
-                "documents": len(here),
-                "tokens": int(lengths.sum()),
-                "usable": [int(usable(lengths, s.context, s.long_documents).sum()) for s in config.stages],
-                "buckets": np.bincount(place[items] >> WITHIN, length[items], BUCKETS).astype(np.int64).tolist(),
-                "items": _in_order(np.array([c[items] for c in columns])) if len(items) <= EXACT else None,
-            }
-        )
+        sums = {
+            "source": source.dictionary[int(codes[0][first])].as_py(),
+            "tier": TIERS[codes[1][first]],
+            "length_class": CLASSES[codes[2][first]],
+            "held_out": bool(number % 2),
+            "documents": len(here),
+            "tokens": int(lengths.sum()),
+            "usable": [int(usable(lengths, s.context, s.long_documents).sum()) for s in config.stages],
+        }
+        rows.append(_json(sums | _line(columns[:, cell[row] == number])))
     return rows
 
 
-def _in_order(items: np.ndarray) -> list[list[int]]:
-    """Columns of a cell's items: place, tokens, then usable tokens for each stage that does not split; by place."""
-    return items[:, np.lexsort(items[::-1])].tolist()
+def _line(items: np.ndarray, exact: bool = True) -> dict[str, Any]:
+    """A cell's pieces by place: one for each item, or, if there are more than EXACT, for each of the hash's buckets.
+
+    items, pieces: columns of places, tokens, then usable tokens for each stage that does not split.
+    """
+    exact = exact and items.shape[1] <= EXACT
+    if exact:
+        places, piece = np.unique(items[0], return_inverse=True)
+    else:
+        places, piece = np.arange(BUCKETS) << WITHIN, items[0] >> WITHIN
+    sums = [np.bincount(piece, column, len(places)) for column in items[1:]]
+    return {"exact": exact, "pieces": np.array([places, *sums]).astype(np.int64)}
+
+
+def _json(cell: dict[str, Any]) -> dict[str, Any]:
+    return cell | {"pieces": cell["pieces"].tolist()}
 
 
 def _count(n_tokens: np.ndarray, rows: np.ndarray) -> dict[str, int]:
@@ -190,26 +154,17 @@ def _count(n_tokens: np.ndarray, rows: np.ndarray) -> dict[str, int]:
 
 def add_inventories(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The sums of several partitions as one, whatever their order; cells sorted."""
-    total: dict[str, Any] = {"documents": 0, "tokens": 0, "removed": {}}
+    removed = []
     cells: dict[tuple[Any, ...], dict[str, Any]] = {}
     for part in parts:
-        total["documents"] += part["documents"]
-        total["tokens"] += part["tokens"]
-        for reason, count in part["removed"].items():
-            sums = total["removed"].setdefault(reason, {"documents": 0, "tokens": 0})
-            for name in sums:
-                sums[name] += count[name]
+        removed.append(part["removed"])
         for row in part["cells"]:
             key = (row["source"], row["tier"], row["length_class"], row["held_out"])
             if (cell := cells.get(key)) is None:
-                cells[key] = row | {name: np.array(row[name], np.int64) for name in ("usable", "buckets")}
+                cells[key] = row | {"pieces": np.array(row["pieces"])}
                 continue
-            for name in ("documents", "tokens", "usable", "buckets"):
-                cell[name] = cell[name] + (np.array(row[name]) if isinstance(row[name], list) else row[name])
-            both = [items for items in (cell.get("items"), row.get("items")) if items]
-            few = len(both) == 2 and sum(len(items[0]) for items in both) <= EXACT
-            cell["items"] = _in_order(np.concatenate(both, axis=1)) if few else None
-    total["cells"] = [
-        cells[key] | {name: cells[key][name].tolist() for name in ("usable", "buckets")} for key in sorted(cells)
-    ]
-    return total
+            usable = [a + b for a, b in zip(cell["usable"], row["usable"], strict=True)]
+            sums = {name: cell[name] + row[name] for name in ("documents", "tokens")} | {"usable": usable}
+            pieces = np.concatenate([cell["pieces"], row["pieces"]], axis=1)
+            cells[key] = cell | sums | _line(pieces, cell["exact"] and row["exact"])
+    return {"removed": add_up(removed), "cells": [_json(cells[key]) for key in sorted(cells)]}

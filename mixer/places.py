@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from mixer.config import CLASSES, MixConfig
-from mixer.inventory import BUCKETS, WITHIN
 from mixer.plan import StagePlan
 
 # A cell's items lie on a line of its tokens, from 0 to 1, in the order of their draw hash. `knots` are the hashes where
@@ -46,13 +45,9 @@ class _Line:
         sums = self.usable[stage]
         return float(copies * sums[-1] + np.interp(rest, np.arange(len(sums)), sums))
 
-    def between(self, stage: int, first: float, last: float) -> float:
-        return self.amount(stage, last) - self.amount(stage, first)
-
-    def draw(self, stage: int, cut: float) -> float:
-        """Move the cut; returns the tokens this adds."""
-        before, self.cut = self.cut, cut
-        return self.between(stage, before, cut)
+    def gain(self, stage: int, cut: float) -> float:
+        """Tokens that moving the cut there adds."""
+        return self.amount(stage, cut) - self.amount(stage, self.cut)
 
     def position(self, sums: np.ndarray, amount: float) -> float:
         """Where `amount` tokens are reached; in an exact cell the boundary between items that is nearest."""
@@ -103,52 +98,43 @@ def places(
 
 def _line(cell: dict[str, Any], splits: list[bool], cap: int) -> _Line:
     """splits: of each stage, whether it packs all tokens of a document, however long."""
-    if cell.get("items"):
-        columns = np.array(cell["items"], np.int64)
-        knots, piece = np.unique(columns[0], return_inverse=True)
-        tokens, *taken = (np.bincount(piece, column) for column in columns[1:])
-        rest = iter(taken)
-        usable = [tokens if split else next(rest) for split in splits]
-    else:
-        knots, tokens = np.arange(BUCKETS) << WITHIN, np.array(cell["buckets"], np.float64)
-        left = [1 if split else cell["usable"][i] / max(1, cell["tokens"]) for i, split in enumerate(splits)]
-        usable = [tokens * part for part in left]
+    places, tokens, *taken = np.array(cell["pieces"], np.int64)
+    rest = iter(taken)
+    usable = [tokens if split else next(rest) for split in splits]
     sums = [np.concatenate([[0.0], np.cumsum(u[::-1])]) for u in usable]
-    return _Line(knots, tokens, sums, bool(cell.get("items")), cap)
+    return _Line(places, tokens, sums, cell["exact"], cap)
 
 
 def _cut_class(lines: list[_Line], s: int, stage: StagePlan, cells: list[int], stages: Sequence[StagePlan]) -> None:
-    """Cut one stage's cells of one class; what rounding leaves over is the next cell's, of the same source first.
+    """Cut one stage's cells of one class: each where it comes nearest to its plan, then some an item or two further.
 
     A cell can be cut between its items only (one too large to list, where its buckets' mean puts it), so it misses by
-    about half an item; handed on, a source misses by about one, and the class by what moving single cuts by an item or
-    two cannot mend.
+    up to half an item. Moving single cuts, the one that helps most first, makes the sum of these misses small.
     """
     before = {c: lines[c].cut for c in cells if stage.cells[c].planned}
     most = {c: _limit(lines[c], stage.cells[c].copies_after, stages[-1].cells[c].copies_after) for c in before}
-    coarse: dict[tuple[bool, str], float] = {}  # mean tokens of an item in a source's coarsest cell
+    left = 0.0
     for c in before:
-        group = (lines[c].exact, stage.cells[c].source)
-        coarse[group] = max(coarse.get(group, 0), lines[c].tokens.mean())
-    carry = 0.0
-    for (exact, source), _ in sorted(coarse.items(), key=lambda group: (not group[0][0], -group[1], group[0])):
-        members = [c for c in before if (lines[c].exact, stage.cells[c].source) == (exact, source)]
-        for c in sorted(members, key=lambda c: -lines[c].tokens.mean()):
-            line, planned = lines[c], stage.cells[c].planned
-            room = max(planned / 2, line.tokens.max() if exact else 0)  # of another's tokens, no cell takes more
-            carry += planned
-            wanted = min(max(carry, planned - room), planned + room)
-            end = line.position(line.usable[s], line.amount(s, line.cut) + wanted)
-            carry -= line.draw(s, max(line.cut, min(end, most[c])))
-    left = sum(stage.cells[c].planned - lines[c].between(s, cut, lines[c].cut) for c, cut in before.items())
-    while True:
-        steps = [(c, step) for c in before if lines[c].exact for step in (-2, -1, 1, 2)]
-        steps = [(c, step) for c, step in steps if before[c] <= lines[c].cut + step <= most[c]]
-        tries = [(abs(left - lines[c].between(s, lines[c].cut, lines[c].cut + step)), c, step) for c, step in steps]
-        best, c, step = min(tries, default=(abs(left), 0, 0))
+        line, planned = lines[c], stage.cells[c].planned
+        end = line.position(line.usable[s], line.amount(s, line.cut) + planned)
+        end = max(line.cut, min(end, most[c]))
+        left += planned - line.gain(s, end)
+        line.cut = end
+
+    def moves(c: int) -> list[tuple[float, int, int]]:
+        """(tokens more, cell, items more)"""
+        cut, steps = lines[c].cut, (-2, -1, 1, 2) if lines[c].exact else ()
+        within = [step for step in steps if before[c] <= cut + step <= most[c]]
+        return [(lines[c].gain(s, cut + step), c, step) for step in within]
+
+    possible = {c: moves(c) for c in before}
+    while tries := [(abs(left - more), c, step) for found in possible.values() for more, c, step in found]:
+        best, c, step = min(tries)
         if best >= abs(left):
             break
-        left -= lines[c].draw(s, lines[c].cut + step)
+        left -= lines[c].gain(s, lines[c].cut + step)
+        lines[c].cut += step
+        possible[c] = moves(c)
 
 
 def _limit(line: _Line, after: float, last: float) -> float:

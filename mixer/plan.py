@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import xxhash
+from pydantic import ConfigDict, TypeAdapter
 
 from dataprep.storage import UserError, fingerprint
 from mixer.config import CLASSES, TIERS
@@ -89,6 +90,8 @@ class Plan:
     cells.
     """
 
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
     config: dict[str, Any]
     sources: tuple[str, ...]
     stages: tuple[StagePlan, ...]
@@ -118,20 +121,22 @@ class Plan:
         return stages[name]
 
     def to_json(self) -> dict[str, Any]:
-        stages = {"stages": [asdict(s) for s in self.stages], "held_out": asdict(self.held_out)}
-        names = ("config", "sources", "removed")
-        limits = {"limits": [asdict(limit) for limit in self.limits]}
-        return {name: getattr(self, name) for name in names} | stages | limits | {"places": _digests(self.places)}
+        return {
+            "config": self.config,
+            "sources": self.sources,
+            "removed": self.removed,
+            "stages": [asdict(stage) for stage in self.stages],
+            "held_out": asdict(self.held_out),
+            "limits": [asdict(limit) for limit in self.limits],
+            "places": _digests(self.places),
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any], places: pa.Table | None) -> "Plan":
         """Raises UserError where the table of places is another plan's; None: a plan to look at, not to draw by."""
         if places is not None and _digests(places) != value["places"]:
             raise UserError("the plan's table of places is damaged or belongs to another plan; plan the mixture again")
-        stages = tuple(_stage_from_json(stage) for stage in value["stages"])
-        rest = {"sources": tuple(value["sources"]), "held_out": _stage_from_json(value["held_out"]), "places": places}
-        rest["limits"] = tuple(Limit(**limit) for limit in value["limits"])
-        return cls(**value | rest | {"stages": stages})
+        return TypeAdapter(cls).validate_python(value | {"places": pa.table({}) if places is None else places})
 
     @property
     def fingerprint(self) -> str:
@@ -146,11 +151,6 @@ class Plan:
         dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
         names: dict[str, Any] = {"sources": self.sources, "tiers": TIERS, "classes": CLASSES}
         return StageInfo(stage=name, vocab_size=vocab_size, eos=eos, token_dtype=dtype, **same, **names, **rest)
-
-
-def _stage_from_json(value: dict[str, Any]) -> StagePlan:
-    knots = {name: [(x, d) for x, d in pairs] for name, pairs in value["densities"].items()}
-    return StagePlan(**value | {"cells": tuple(CellPlan(**cell) for cell in value["cells"]), "densities": knots})
 
 
 def _digests(places: pa.Table) -> dict[str, Any]:

@@ -2,20 +2,20 @@
 
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from dataprep.storage import Commit, UserError, arrow_file, filesystem, is_local, join, read_json
 from mixer.cache import ShardCache
-from mixer.shards import QUARANTINE, SEGMENT, SHARD, STORED, StageInfo, checksums, read_end, shard_key
+from mixer.shards import HEARTBEAT, QUARANTINE, SEGMENT, SHARD, STORED, StageInfo, checksums, read_end, shard_key
 
-__all__ = ["SEGMENT", "Batch", "Damaged", "ShardFile", "ShardLog", "StageInfo"]
+__all__ = ["SEGMENT", "Batch", "Damaged", "ShardLog", "StageInfo"]
 
 POLL_SECONDS = 0.05, 2.0  # from the first look to the slowest
 REQUESTS = 32  # commits that are asked for at once
@@ -23,7 +23,6 @@ MOST_COMMITS = 512  # ... in one round
 MOST_AHEAD = 64  # ranges that wait, read, for whoever asked for them
 REMOTE_BLOCK = 1 << 20  # bytes that are read ahead from an object store, where no cache keeps whole shards
 AGAIN = "remove it and its commit, and pack again"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ class ShardLog:
         self._quarantine = {(entry["shard"], entry["batch"]): entry for entry in listed}
         self._ends: list[int] = []  # sequences up to and with shard k, for the shards committed without a gap
         self._ended = False
-        self._files: OrderedDict[int, ShardFile] = OrderedDict()
-        self._batches: OrderedDict[tuple[int, int], Batch] = OrderedDict()
+        self._file = lru_cache(2)(self.open)
+        self._load = lru_cache(4)(lambda shard, batch: self._file(shard).batch(batch, self.rows(shard, batch)))
         self._reading = threading.Lock()  # held by who uses the two above
         self._ahead: dict[tuple[int, int], Future[Batch]] = {}
         self._thread: ThreadPoolExecutor | None = None
@@ -91,18 +90,17 @@ class ShardLog:
         machine's clock. Raises UserError when the packer has failed or its heartbeat has stopped.
         """
         pause, longest = POLL_SECONDS
-        last_beat: Any = None
-        seen = time.monotonic()
+        heartbeat, last = join(self.directory, HEARTBEAT), None
         while (there := self._committed()) < sequences and not self.ended:
-            beat = read_json(self._heartbeat) or {}
+            beat = read_json(heartbeat) or {}
             if "failed" in beat:
                 raise UserError(f"packing of stage {self.stage.stage} failed: {beat['failed']}; mend it and pack again")
-            if beat != last_beat or self._committed() > there:
-                last_beat, seen = beat, time.monotonic()
+            if (beat, there) != last:
+                last, seen = (beat, there), time.monotonic()
             elif time.monotonic() - seen > timeout:
                 raise UserError(
                     f"stage {self.stage.stage}: sequence {sequences} is not there ({there} are) and the packer's "
-                    f"heartbeat {self._heartbeat} has stood still for {timeout:g} s; start the packer again"
+                    f"heartbeat {heartbeat} has stood still for {timeout:g} s; start the packer again"
                 )
             time.sleep(min(pause, timeout / 4))
             pause = min(1.5 * pause, longest)
@@ -152,7 +150,7 @@ class ShardLog:
                 start += len(part.tokens)
             if start >= shard_stop:
                 shard += 1
-        return _concatenate(parts, self.stage)
+        return _concatenate(parts) if parts else Batch.masked(self.stage, 0)
 
     @property
     def shards(self) -> int:
@@ -175,11 +173,6 @@ class ShardLog:
             where = f"{self.directory}: the commit of shard {shard_key(shard)} is missing"
             raise Damaged(f"{where}; pack the stage again", "no commit")
         return ShardFile(commit, self.stage, self._cache)
-
-    @property
-    def _heartbeat(self) -> str:
-        path = self.stage.heartbeat
-        return path if not is_local(path) or path.startswith(("/", "file://")) else join(self.directory, path)
 
     @property
     def _length(self) -> int:
@@ -214,11 +207,7 @@ class ShardLog:
                 "train.quarantined to mask to go on without them",
                 entry["why"],
             )
-        return _cached(self._batches, (shard, number), 4, lambda: self._load(shard, number))
-
-    def _load(self, shard: int, number: int) -> Batch:
-        file = _cached(self._files, shard, 2, lambda: self.open(shard))
-        return file.batch(number, self.rows(shard, number))
+        return self._load(shard, number)
 
 
 class ShardFile:
@@ -306,9 +295,7 @@ def _rows(batch: Batch, first: int, last: int) -> Batch:
     return Batch(batch.tokens[first:last], segments)
 
 
-def _concatenate(parts: list[Batch], info: StageInfo) -> Batch:
-    if not parts:
-        return Batch.masked(info, 0)
+def _concatenate(parts: list[Batch]) -> Batch:
     if len(parts) == 1:
         return parts[0]
     before = 0
@@ -316,13 +303,3 @@ def _concatenate(parts: list[Batch], info: StageInfo) -> Batch:
         part.segments["sequence"] += before
         before += len(part.tokens)
     return Batch(np.concatenate([p.tokens for p in parts]), np.concatenate([p.segments for p in parts]))
-
-
-def _cached(cache: OrderedDict[Any, T], key: Any, size: int, make: Callable[[], T]) -> T:
-    """The value at `key`, made if need be; the `size` last used are kept."""
-    if key not in cache:
-        cache[key] = make()
-    cache.move_to_end(key)
-    if len(cache) > size:
-        cache.popitem(last=False)
-    return cache[key]

@@ -13,6 +13,7 @@ from dataprep.storage import Attempt, UserError, ensure_json, join, read_json, w
 
 BATCH_TOKENS = 1 << 17
 SHARD = "shard"  # the logical name of a shard's one file in its commit
+HEARTBEAT = "heartbeat.json"  # beside the shards: changes while the packer works
 QUARANTINE = "quarantine.json"  # beside the shards: batches found damaged
 
 # One document, or a piece of one, in a packed sequence. `sequence` and `start` say where it lies; they are not
@@ -47,8 +48,7 @@ class StageInfo:
     """What `stage.json` says: all a reader must know about a stage before its first shard appears.
 
     tokens: planned. source, tier and length_class of a segment are indices into sources, tiers and classes.
-    tokenizer, plan: fingerprints. shards: how many there will be. heartbeat: path of the packer's heartbeat, relative
-    to the stage's directory unless it is absolute or a URL. compression: of the shards, "zstd" or "none".
+    tokenizer, plan: fingerprints. shards: how many there will be. compression: of the shards, "zstd" or "none".
     """
 
     stage: str
@@ -65,7 +65,6 @@ class StageInfo:
     tokenizer: str
     plan: str
     shards: int
-    heartbeat: str = "heartbeat.json"
     compression: str = "zstd"
 
     def save(self, directory: str) -> None:
@@ -151,14 +150,9 @@ def read_end(directory: str) -> dict[str, Any] | None:
     return read_json(join(directory, "end.json"), shards=int, sequences=int, shard_sequences=list, totals=dict)
 
 
-def beat(path: str) -> None:
-    """Tell readers that the packer is alive."""
-    write_json(path, {"time": time.time()})
-
-
-def fail(path: str, message: str) -> None:
-    """Tell readers that the packer has given up, and why."""
-    write_json(path, {"time": time.time(), "failed": message})
+def beat(directory: str, failed: str | None = None) -> None:
+    """Tell readers that the packer is alive; or that it has given up, and why."""
+    write_json(join(directory, HEARTBEAT), {"time": time.time()} | ({"failed": failed} if failed else {}))
 
 
 def _token_column(rows: np.ndarray) -> pa.Array:

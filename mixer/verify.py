@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 from dataprep import storage
 from dataprep.storage import Commit, join
-from mixer.reader import Damaged, ShardFile, ShardLog
+from mixer.reader import Damaged, ShardLog
 from mixer.shards import QUARANTINE, SHARD, shard_key
 
 
@@ -26,17 +27,11 @@ def verify_shard(log: ShardLog, shard: int) -> tuple[int, list[dict[str, Any]]]:
     """(batches, an entry for each damaged one)."""
     start, stop = log.span(shard)
     batches = -(-(stop - start) // log.stage.batch_rows)
-    file: ShardFile | Damaged
-    try:
-        file = log.open(shard)
-    except Damaged as error:
-        file = error
+    opened = lru_cache(1)(log.open)
     damaged = []
     for number in range(batches):
         try:
-            if isinstance(file, Damaged):
-                raise file
-            file.batch(number, log.rows(shard, number))
+            opened(shard).batch(number, log.rows(shard, number))
         except Damaged as error:
             first = start + number * log.stage.batch_rows
             entry = {"shard": shard, "batch": number, "file": _name(log.directory, shard), "why": error.why}

@@ -80,7 +80,9 @@ def test_what_has_changed_is_named_and_nothing_else():
     values = other.places.to_pydict()
     values["knots"] = [[knot + 1 for knot in knots] for knots in values["knots"]]
     other = dataclasses.replace(other, places=pa.table(values, schema=other.places.schema))
-    assert lines(old, other).startswith("documents: others, of as many tokens\nstage s0: 0 cells other copies\n")
+    assert lines(old, other).startswith(
+        "documents: others, of as many tokens, or in other places by their hashes\nstage s0: 0 cells other copies\n"
+    )
     seed = lines(old, plan_of(*STAGES, seed=1))
     assert seed.startswith("mix.seed: 0 -> 1\nstage s0: 0 cells other copies\n")
     tiers = lines(old, plan_of(*STAGES, tiers={"low": {"cap": 3}}))

@@ -9,11 +9,12 @@ import pyarrow as pa
 from dataprep.storage import binary_array
 from mixer.config import MixConfig
 from mixer.draw import draw
-from mixer.inventory import Exclude, add_inventories, take_inventory
+from mixer.exclude import load_exclude
+from mixer.inventory import add_inventories, take_inventory
 from mixer.plan import Plan
 from mixer.planner import make_plan
 
-NOBODY = Exclude.load(None)
+NOBODY = load_exclude(None)
 
 
 class Partition(NamedTuple):

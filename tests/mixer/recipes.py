@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from mixer.config import CLASSES, TIERS, MixConfig
-from mixer.inventory import BUCKETS, add_inventories
+from mixer.inventory import add_inventories
 from mixer.problem import Problem, build
 from tests.mixer.corpus import config
 
@@ -16,11 +16,11 @@ def inventory(cells, stages=1):
     rows = [
         {
             "source": source, "tier": tier, "length_class": length_class, "held_out": bool(held_out), "documents": 1,
-            "tokens": tokens, "usable": [tokens] * stages, "buckets": [tokens] + [0] * (BUCKETS - 1),
+            "tokens": tokens, "usable": [tokens] * stages, "exact": False, "pieces": [[0], [tokens]],
         }
         for source, tier, length_class, tokens, *held_out in cells
     ]  # fmt: skip
-    return add_inventories([{"documents": len(rows), "tokens": 0, "removed": {}, "cells": rows}])
+    return add_inventories([{"removed": {}, "cells": rows}])
 
 
 # From 1 to 10^12, of all magnitudes, in few bits: a failing example is made small in seconds.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataprep.storage import UserError, join, write_json
-from mixer.batches import Batches, BatchSizes, Place, slices
+from mixer.batches import BatchSizes, global_batches, slices
 from mixer.reader import ShardLog
 from mixer.shards import beat, write_end
 from tests.mixer.log import SIZES, expected, rows, stage, write, write_log
@@ -52,14 +52,14 @@ def test_ranks_together_read_the_global_batches(log, ranks):
     """3 ranks and a batch of 8, 8 ranks and a last step of 7: who has no sequence gets a masked one."""
     tokens, segments = expected(INFO)
     sizes = BatchSizes(64, 8 * 64)
-    found = [list(Batches(ShardLog(log.directory), sizes, rank=r, ranks=ranks, rows=2)) for r in range(ranks)]
+    found = [list(global_batches(ShardLog(log.directory), sizes, rank=r, ranks=ranks, rows=2)) for r in range(ranks)]
     assert {len(steps) for steps in found} == {-(-TOTAL // 8)}
     for at, steps in enumerate(zip(*found, strict=True)):
         start, stop = 8 * at, min(8 * at + 8, TOTAL)
-        assert {(s.start, s.stop, s.after.step, s.after.cursor) for s in steps} == {(start, stop, at + 1, stop)}
-        assert len({len(s.parts) for s in steps}) == 1
+        assert all(state == {"plan": "plan", "stage": "main", "step": at + 1, "cursor": stop} for state, _ in steps)
+        assert len({len(parts) for _, parts in steps}) == 1
         cursor = start
-        for micro in zip(*(s.parts for s in steps), strict=True):
+        for micro in zip(*(parts for _, parts in steps), strict=True):
             for part in micro:
                 if not len(part.segments) and (part.tokens == INFO.eos).all():
                     continue  # masked
@@ -69,22 +69,22 @@ def test_ranks_together_read_the_global_batches(log, ranks):
         assert cursor == stop
 
 
-def test_resume_goes_on_from_a_place_and_refuses_another_log(log):
-    sizes = BatchSizes(64, 10 * 64)
-    with Batches(log, sizes) as batches:
-        first = [next(batches) for _ in range(3)]
-        place = Place.from_json(batches.place.to_json())
-    assert place == first[-1].after == Place("plan", "main", 3, 30)
-    rest = list(Batches(log, sizes, place))
-    assert [s.start for s in (*first, *rest)] == list(range(0, TOTAL, 10))
-    with pytest.raises(UserError, match=r"the run reads plan other, .* holds plan plan"):
-        Batches(log, sizes, Place("other", "main", 3, 30))
-    with pytest.raises(UserError, match=r"the run reads stage base, .* holds stage main"):
-        Batches(log, sizes, Place("plan", "base", 3, 30))
-    with pytest.raises(UserError, match=f"sequence {TOTAL + 1} of stage main: .* ends at {TOTAL}"):
-        Batches(log, sizes, Place("plan", "main", 3, TOTAL + 1))
-    with pytest.raises(UserError, match="a place in the data has plan, stage, step, cursor"):
-        Place.from_json({"step": 3})
+def cursors(batches) -> list[int]:
+    return [state["cursor"] for state, _ in batches]
+
+
+def test_resume_goes_on_from_a_state_and_refuses_another_log(log):
+    sizes = BatchSizes(64, 60 * 64)
+    state, _ = next(global_batches(log, sizes))
+    assert state == {"plan": "plan", "stage": "main", "step": 1, "cursor": 60}
+    assert cursors(global_batches(log, sizes, state)) == [120, TOTAL]
+    for odd, message in (
+        ({"plan": "other"}, r"the run reads plan other, .* holds plan plan"),
+        ({"stage": "base"}, r"the run reads stage base, .* holds stage main"),
+        ({"cursor": TOTAL + 1}, f"sequence {TOTAL + 1} of stage main: .* ends at {TOTAL}"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(global_batches(log, sizes, state | odd))
 
 
 def test_the_next_step_is_read_while_this_one_is_used(log):
@@ -92,15 +92,15 @@ def test_the_next_step_is_read_while_this_one_is_used(log):
     before, read, seen = threading.active_count(), threading.Event(), []
     original = log._load
     log._load = lambda shard, number: seen.append(shard) or (shard == 2 and read.set()) or original(shard, number)
-    batches = Batches(log, BatchSizes(64, 70 * 64))
+    batches = global_batches(log, BatchSizes(64, 70 * 64))
     next(batches)
     assert read.wait(10) and set(seen) <= {0, 2, 3}  # shard 0 was asked for, the step after it holds 2 and 3
     assert len(log._ahead) == 1
     log.read_ahead([(0, 5), (3, 3), (TOTAL - 1, TOTAL + 1)])
     assert list(log._ahead) == [(0, 5)]  # neither what is empty nor what is not there yet
-    batches.close()
+    log.close()
     assert threading.active_count() == before
-    assert next(batches).start == 70  # read when it is asked for
+    assert next(batches)[0]["cursor"] == 140  # read when it is asked for
 
 
 def test_an_error_of_the_thread_reaches_the_caller_who_reads_that_step(log):
@@ -112,42 +112,45 @@ def test_an_error_of_the_thread_reaches_the_caller_who_reads_that_step(log):
         return original(shard, number)
 
     log._load = load
-    batches = Batches(log, BatchSizes(64, 35 * 64))
-    assert [next(batches).start, next(batches).start] == [0, 35]
-    for _ in range(2):
+    sizes = BatchSizes(64, 35 * 64)
+    batches = global_batches(log, sizes)
+    next(batches)
+    last, _ = next(batches)
+    assert last["cursor"] == 70
+    for again in (batches, global_batches(log, sizes, last)):
         with pytest.raises(RuntimeError, match="the disk is gone"):
-            next(batches)
-    assert batches.place.cursor == 70
+            next(again)
     log._load = original
-    assert [s.start for s in batches] == [70, 105, 140]
+    assert cursors(global_batches(log, sizes, last)) == [105, 140, TOTAL]
 
 
 def test_following_a_packer_and_its_death(tmp_path):
     directory = str(tmp_path)
     INFO.save(directory)
-    beat(join(directory, INFO.heartbeat))
+    beat(directory, "no space left")
     write(directory, 0, INFO, SIZES[0])
-    batches = Batches(ShardLog(directory), BatchSizes(64, 60 * 64), timeout=0.5)
-    assert next(batches).stop == 60  # before the packer is done
-    with pytest.raises(UserError, match="has stood still"):
+    sizes = BatchSizes(64, 60 * 64)
+    batches = global_batches(ShardLog(directory), sizes)
+    state, _ = next(batches)
+    assert state["cursor"] == 60  # what is there can still be had
+    with pytest.raises(UserError, match="no space left"):
         next(batches)
     for shard in (1, 2, 3):
         write(directory, shard, INFO, SIZES[shard])
     write_end(directory, SIZES, {})
-    rest = list(Batches(ShardLog(directory), BatchSizes(64, 60 * 64), batches.place))
-    assert [(s.start, s.stop) for s in rest] == [(60, 120), (120, TOTAL)]
+    assert cursors(global_batches(ShardLog(directory), sizes, state)) == [120, TOTAL]
 
 
 def test_what_is_in_quarantine_stops_a_run_or_comes_masked(log):
     info = {"shard": 2, "batch": 0, "file": "x.arrow", "first": 70, "sequences": 33, "why": "checksum differs"}
     write_json(join(log.directory, "quarantine.json"), {"batches": [info]})
-    batches = Batches(ShardLog(log.directory), BatchSizes(64, 35 * 64))
-    assert [next(batches).start, next(batches).start] == [0, 35]
+    sizes = BatchSizes(64, 35 * 64)
+    batches = global_batches(ShardLog(log.directory), sizes)
+    assert [next(batches)[0]["cursor"], next(batches)[0]["cursor"]] == [35, 70]
     with pytest.raises(UserError, match=r"x.arrow, batch 0: in quarantine .* sequences 70\.\.103"):
         next(batches)
     tokens, segments = expected(INFO)
-    step = list(Batches(ShardLog(log.directory, "mask"), BatchSizes(64, 35 * 64)))[2]
-    part = step.parts[0]
+    _, (part,) = list(global_batches(ShardLog(log.directory, "mask"), sizes))[2]
     assert (part.tokens[:33] == INFO.eos).all() and np.array_equal(part.tokens[33:], tokens[103:105])
     want = rows(segments, 103, 105)
     want["sequence"] += 33

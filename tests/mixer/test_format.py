@@ -38,9 +38,8 @@ def test_the_snippets(tmp_path, compression):
     assert dict(found["by_source"].iter_rows()) == by_source
     copies = Counter(doc for doc, _ in {(int(s["doc"]), int(s["copy"])) for s in segments})
     assert [row[:2] for row in found["repeated"]] == sorted(copies.items(), key=lambda item: (-item[1], item[0]))[:10]
-    assert found["state"] == {"plan": "plan", "stage": "main", "step": 1, "cursor": 4}
-    assert (found["step"].start, found["step"].stop) == (4, 8)
-    assert np.array_equal(found["step"].parts[0].tokens, tokens[6:8])  # rank 2 of 3
+    assert found["state"] == {"plan": "plan", "stage": "main", "step": 2, "cursor": 8}
+    assert np.array_equal(found["parts"][0].tokens, tokens[6:8])  # rank 2 of 3
 
 
 def test_the_page_names_every_field():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from mixer.batches import Batches, BatchSizes, Place
+from mixer.batches import BatchSizes, global_batches
 from mixer.reader import ShardLog
 from tests.mixer.log import SIZES, stage, write_log
 
@@ -36,25 +36,23 @@ def digests(part) -> list[str]:
     return found
 
 
-def read(directory: str, out: str, place: dict, rank: int, ranks: int, pause: float) -> None:
+def read(directory: str, out: str, state: dict, rank: int, ranks: int, pause: float) -> None:
     """What one rank's process does: a line per step, written whole or not at all."""
-    log = ShardLog(directory)
-    with Batches(log, SIZES_OF_STEPS, Place.from_json(place), rank, ranks, rows=2) as batches, open(out, "a") as file:
-        for step in batches:
-            parts = [digests(part) for part in step.parts]
-            line = {"start": step.start, "stop": step.stop, "parts": parts, "after": step.after.to_json()}
-            file.write(json.dumps(line) + "\n")
+    batches = global_batches(ShardLog(directory), SIZES_OF_STEPS, state, rank, ranks, rows=2)
+    with open(out, "a") as file:
+        for after, parts in batches:
+            file.write(json.dumps({"after": after, "parts": [digests(part) for part in parts]}) + "\n")
             file.flush()
             time.sleep(pause)
 
 
-def run(directory: Path, out: Path, place: Place, ranks: int, stop_after: int) -> list[list[dict]]:
+def run(directory: Path, out: Path, state: dict, ranks: int, stop_after: int) -> list[list[dict]]:
     """Read on `ranks` processes; kill them all once each has done `stop_after` steps. What each has written."""
-    files = [out / f"{place.step}-{ranks}-{rank}.jsonl" for rank in range(ranks)]
+    files = [out / f"{state['step']}-{ranks}-{rank}.jsonl" for rank in range(ranks)]
     pause = 0.03 if stop_after < len(STEPS) else 0
     processes = []
     for rank, file in enumerate(files):
-        arguments = (str(directory), str(file), place.to_json(), rank, ranks, pause)
+        arguments = (str(directory), str(file), state, rank, ranks, pause)
         processes.append(multiprocessing.get_context("fork").Process(target=read, args=arguments))
         processes[-1].start()
     lines = lambda file: file.read_bytes().count(b"\n") if file.exists() else 0  # noqa: E731
@@ -71,13 +69,13 @@ def run(directory: Path, out: Path, place: Place, ranks: int, stop_after: int) -
     return [[json.loads(x) for x in f.read_text().split("\n") if x.endswith("}")] for f in files]
 
 
-def global_batches(by_rank: list[list[dict]]) -> list[tuple[int, int, list[str]]]:
-    """(start, stop, digests in global order) of the steps that every rank has finished."""
+def in_order(by_rank: list[list[dict]]) -> list[tuple[int, list[str]]]:
+    """(where it stops, digests in global order) of the steps that every rank has finished."""
     found = []
     for steps in zip(*by_rank, strict=False):
-        assert len({(s["start"], s["stop"], json.dumps(s["after"])) for s in steps}) == 1
-        in_order = [d for micro in zip(*(s["parts"] for s in steps), strict=True) for part in micro for d in part]
-        found.append((steps[0]["start"], steps[0]["stop"], in_order))
+        assert all(s["after"] == steps[0]["after"] for s in steps)
+        parts = [d for micro in zip(*(s["parts"] for s in steps), strict=True) for part in micro for d in part]
+        found.append((steps[0]["after"]["cursor"], parts))
     return found
 
 
@@ -88,7 +86,7 @@ def undisturbed(tmp_path_factory):
     write_log(str(directory), INFO)
     log = ShardLog(str(directory))
     log.wait(1)
-    return directory, [(a, b, digests(log.read(a, b))) for a, b in STEPS]
+    return directory, [(b, digests(log.read(a, b))) for a, b in STEPS]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -96,23 +94,23 @@ def test_killed_at_random_steps_and_resumed_on_1_2_3_and_8_ranks(undisturbed, tm
     directory, whole = undisturbed
     rng = random.Random(seed)
     worlds = rng.sample([1, 2, 3, 8], 4)
-    place, found = Place("plan", "main"), []
+    state, found = {"plan": "plan", "stage": "main", "step": 0, "cursor": 0}, []
     for ranks in worlds[:-1]:
-        kill_after = rng.randint(1, max(1, (len(STEPS) - place.step) // 2))
-        by_rank = run(directory, tmp_path, place, ranks, kill_after)
-        done = global_batches(by_rank)
+        kill_after = rng.randint(1, max(1, (len(STEPS) - state["step"]) // 2))
+        by_rank = run(directory, tmp_path, state, ranks, kill_after)
+        done = in_order(by_rank)
         # A checkpoint is older than the kill: some steps are read again.
         kept = max(1, len(done) - rng.randint(0, 2))
         found += done[:kept]
-        place = Place.from_json(by_rank[0][kept - 1]["after"])
-    found += global_batches(run(directory, tmp_path, place, worlds[-1], 1 << 30))
+        state = by_rank[0][kept - 1]["after"]
+    found += in_order(run(directory, tmp_path, state, worlds[-1], 1 << 30))
     assert found == whole
-    assert sorted(d for *_, batch in found for d in batch) == sorted(d for *_, batch in whole for d in batch)
+    assert sorted(d for _, batch in found for d in batch) == sorted(d for _, batch in whole for d in batch)
 
 
 def test_the_digests_tell_sequences_apart(undisturbed):
     """Else the test above would pass whatever was read."""
     _, whole = undisturbed
-    every = [d for *_, batch in whole for d in batch]
+    every = [d for _, batch in whole for d in batch]
     assert len(set(every)) == len(every) > 100
-    assert np.unique([len(batch) for *_, batch in whole]).size > 2
+    assert np.unique([len(batch) for _, batch in whole]).size > 2

@@ -189,7 +189,7 @@ def test_a_broken_promise_is_told(change, message):
 def test_counts_add_up():
     counts = [pack_window(items(lengths), info(40), "truncate", 0).counts for lengths in ([50, 3], [41, 2, 70], [])]
     total = add_counts(counts)
-    assert (total["items"], total["items_over_context"], total["truncated"]) == (5, 3, 10 + 1 + 30)
+    assert (total["items"], total["truncated"]) == (5, 10 + 1 + 30)
     assert sum(cell["tokens"] for cell in total["cells"]) == total["packed"]
     assert [cell["source"] for cell in total["cells"]] == ["a", "a", "b"]
 

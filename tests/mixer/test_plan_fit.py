@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mixer import portable
 from mixer.config import CLASSES
 from mixer.feasible import nearest
-from mixer.fit import fit, objective
+from mixer.fit import asked_copies, fit, reference, spreads
 from mixer.planner import make_plan
 from mixer.problem import Problem
 from tests.mixer.corpus import config
@@ -43,6 +43,23 @@ def test_no_other_feasible_plan_is_nearer(recipe, seed):
     for other in others:
         for part in (1e-3, 0.05, 1.0):
             assert value <= objective(p, best.x + part * (other - best.x)) + 1e-7
+
+
+def objective(p: Problem, x: np.ndarray) -> float:
+    """What `fit` makes least, of any x (S, C) that meets the hard targets."""
+    J = p.shares.shape[1]
+    total, value = p.tokens.sum(), 0.0
+    for s, asked in enumerate(p.asked):
+        value += spreads(p)[s] * _kl(x[s] / p.tokens[s], reference(p)[s] / p.tokens[s])
+        if asked:
+            value += _kl(np.bincount(p.source, x[s], J) / p.tokens[s], p.shares[s])
+    return value + _kl((p.rate * x).sum(axis=0) / total, asked_copies(p) / total)
+
+
+def _kl(a: np.ndarray, b: np.ndarray) -> float:
+    """Of sums that may differ: sum of a log(a / b) - a + b, b > 0 wherever a is."""
+    there = a > 0
+    return float((a[there] * np.log(a[there] / b[there])).sum() - a.sum() + b.sum())
 
 
 def example() -> Problem:

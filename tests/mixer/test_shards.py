@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from dataprep.storage import Attempt, Commit, UserError, join
+from dataprep.storage import Attempt, Commit, UserError
 from mixer.reader import Damaged, ShardLog
-from mixer.shards import SEGMENT, beat, fail, write_end, write_shard
+from mixer.shards import SEGMENT, beat, write_end, write_shard
 from tests.mixer.log import SIZES, expected, rows, sequences, stage, write
 
 
@@ -80,11 +80,10 @@ def test_shards_are_the_same_bytes_every_time(log, tmp_path_factory):
 def test_following_a_log_while_it_is_written_out_of_order(tmp_path):
     info, directory = stage(), str(tmp_path)
     info.save(directory)
-    heartbeat = join(directory, info.heartbeat)
 
     def packer():
         for shard in (1, 3, 0, 2):
-            beat(heartbeat)
+            beat(directory)
             time.sleep(0.05)
             write(directory, shard, info, SIZES[shard])
         write_end(directory, SIZES, {"padding": 0})
@@ -142,7 +141,6 @@ def test_a_gap_is_not_read_over(tmp_path):
 def test_a_dead_or_failed_packer_is_an_error_a_slow_one_is_not(tmp_path):
     info, directory = stage(), str(tmp_path)
     info.save(directory)
-    heartbeat = join(directory, info.heartbeat)
     reader = ShardLog(directory)
     with pytest.raises(UserError, match=r"heartbeat .* has stood still for 0.1 s"):
         reader.wait(1, timeout=0.1)
@@ -151,7 +149,7 @@ def test_a_dead_or_failed_packer_is_an_error_a_slow_one_is_not(tmp_path):
 
     def slow():
         while not stop.wait(0.02):
-            beat(heartbeat)
+            beat(directory)
 
     thread = threading.Thread(target=slow)
     thread.start()
@@ -163,7 +161,7 @@ def test_a_dead_or_failed_packer_is_an_error_a_slow_one_is_not(tmp_path):
         stop.set()
         thread.join()
         timer.join()
-    fail(heartbeat, "no space left")
+    beat(directory, "no space left")
     assert reader.wait(70) == 70  # what is there can still be had
     with pytest.raises(UserError, match="packing of stage main failed: no space left"):
         reader.wait(71)

@@ -179,7 +179,7 @@ def test_training_follows_the_packer(trained, root):
     late = [*base.glob("00001*"), base / "end.json"]
     for path in late:
         path.rename(away / path.name)
-    beat(str(base / "heartbeat.json"))
+    beat(str(base))
     there = ShardLog(str(base)).wait(1) // 10  # whole steps
 
     def finish():

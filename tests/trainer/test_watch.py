@@ -208,7 +208,7 @@ def test_sigterm_while_waiting_for_the_packer(root):
     base = root / "pack-base"
     for path in [*base.glob("00001*"), base / "end.json"]:
         path.unlink()
-    beat(str(base / "heartbeat.json"))
+    beat(str(base))
     process = start_process(root)
     there = ShardLog(str(base)).wait(1) // 10  # whole steps
     sigterm_when(lambda: len(lines(root)) >= there, process.pid).join()
