@@ -1,5 +1,6 @@
 """What a person sees of quality: the sums in a commit, and a sheet of examples to read before trusting them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kernels.words import mix
 SHEET = Path(__file__).with_name("sheet.html")
 BINS = 20
 EXAMPLES = 3
+Examples = dict[str, dict[str, list[dict[str, Any]]]]  # source -> tier -> a few documents
 SHOWN = 1500  # characters of an example's text in the sheet
 
 
@@ -48,20 +50,31 @@ def _cells(*columns: pa.ChunkedArray) -> list[dict[str, Any]]:
     return [{k: row[k] for k in keys} | {"documents": row["bytes_count"], "bytes": row["bytes_sum"]} for row in rows]
 
 
-def _examples(table: pa.Table, documents: pa.Table) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _examples(table: pa.Table, documents: pa.Table) -> Examples:
     rank = mix(documents["doc"].to_numpy())
     group, names = groups(documents["source"], table["tier"])
     order = np.lexsort((rank, group))
     place = np.arange(len(order)) - np.searchsorted(group[order], group[order])
     chosen = order[place < EXAMPLES]
     excerpts = pc.utf8_slice_codeunits(documents["text"].take(pa.array(chosen)), 0, 200)
-    result: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    result: Examples = {}
     for row, excerpt in zip(chosen.tolist(), excerpts.to_pylist(), strict=True):
         points = round(table["score"][row].as_py(), 4)
         example = {"doc": documents["doc"][row].as_py(), "rank": int(rank[row]), "score": points, "excerpt": excerpt}
         source, tier = names[group[row]]
         result.setdefault(source, {}).setdefault(tier, []).append(example)
     return result
+
+
+def smallest(parts: Iterable[Examples]) -> Examples:
+    """The `examples` of several partitions as those of one."""
+    found: Examples = {}
+    for part in parts:
+        for source, by_tier in part.items():
+            for tier, few in by_tier.items():
+                mine = found.setdefault(source, {}).setdefault(tier, [])
+                mine[:] = sorted([*mine, *few], key=lambda one: (one["rank"], one["doc"]))[:EXAMPLES]
+    return found
 
 
 def sheet(examples: list[dict[str, Any]]) -> str:

@@ -1,7 +1,5 @@
 """The verdicts of one corpus partition, sums by source and reason, and the alarm for a source that loses too much."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -54,18 +52,6 @@ def aggregates(documents: pa.Table, verdicts: pa.Table) -> Aggregates:
             "documents": row["length_count"],
             "bytes": row["length_sum"],
         }
-    return found
-
-
-def total(parts: Iterable[Aggregates]) -> Aggregates:
-    """The sum of several partitions' aggregates."""
-    found: Aggregates = {}
-    for part in parts:
-        for source, reasons in part.items():
-            for reason, counts in reasons.items():
-                into = found.setdefault(source, {}).setdefault(reason, {"documents": 0, "bytes": 0})
-                for unit in into:
-                    into[unit] += counts[unit]
     return found
 
 

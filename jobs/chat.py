@@ -1,7 +1,6 @@
 """Questions to an OpenAI-compatible endpoint: retries with back-off, a budget that holds, a key that is never shown."""
 
 import asyncio
-import email.utils
 import json
 import os
 import time
@@ -190,17 +189,8 @@ class Chat:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header (seconds or a date) asks for, at most LONGEST_RETRY_AFTER."""
-    if not value:
-        return None
-    try:
-        if value.strip().isdigit():
-            seconds = float(value)
-        else:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(0.0, seconds), LONGEST_RETRY_AFTER)
+    """Seconds that a Retry-After header asks for, at most LONGEST_RETRY_AFTER; its form of a date is not read."""
+    return min(float(value), LONGEST_RETRY_AFTER) if value and value.strip().isdecimal() else None
 
 
 def _content(data: bytes) -> str:

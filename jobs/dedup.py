@@ -27,9 +27,10 @@ from dedup.signatures import signatures
 from jobs import corpus
 from jobs.config import Config
 from jobs.corpus import Partition
-from jobs.dedup_report import Found, print_summary
+from jobs.dedup_report import Found, losses
 from jobs.engine import Engine, Step, Task, once_per_run
 from jobs.progress import say
+from jobs.tables import show
 
 VERSION = 3
 ROW_BYTES = 33  # of a bucket row
@@ -52,7 +53,7 @@ def build(engine: Engine, config: Config) -> list[Commit]:
         for s in found.signed
     ]
     losses = engine.map(Step("dedup-loss", VERSION), count_losses, tasks)
-    sums = report.total(c.aggregates["sources"] for c in losses)
+    sums = storage.add_up(c.aggregates["sources"] for c in losses)
     if report.worst_loss(sums)[0] > config.dedup.max_source_loss:
         raise UserError(report.alarm(sums, config.dedup.max_source_loss, found.worst_clusters(sums)))
     tasks = [
@@ -244,7 +245,7 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     else:
         commits = build(engine, config)
         clusters = find(engine, config).verdicts
-        print_summary(report.total(c.aggregates["sources"] for c in commits))
+        show(losses(storage.add_up(c.aggregates["sources"] for c in commits)))
         say(f"{clusters.aggregates['clusters']:,} clusters of duplicates: {clusters.path('clusters')}")
 
 

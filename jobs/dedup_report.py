@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataprep import manifest
-from dataprep.storage import Commit, UserError, join, read_table
+from dataprep.storage import Commit, UserError, add_up, join, read_table
 from dedup import explain, report
 from jobs.corpus import documents
-from jobs.progress import table
+from jobs.tables import Table
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,13 @@ def describe(row: dict[str, Any]) -> str:
     return f"{row['doc']} ({explain.printable(row['origin'])}: {explain.excerpt(row['text'])})"
 
 
-def print_summary(sums: report.Aggregates) -> None:
-    """A table of what every source loses."""
+def losses(sums: report.Aggregates) -> Table:
+    """What every source loses, and all of them."""
     rows = []
-    for source, reasons in sorted(sums.items()):
+    for source, reasons in [*sorted(sums.items()), ("all", add_up(sums.values()))]:
         documents, size = ({r: reasons.get(r, {}).get(u, 0) for r in report.REASONS} for u in ("documents", "bytes"))
-        counts = [f"{documents[reason]:,}" for reason in ("exact", "near", "kept")]
         near = documents["near"] / max(1, documents["near"] + documents["kept"])
-        whole, kept = (f"{n / 1e6:,.1f}" for n in (sum(size.values()), size["kept"]))
-        rows.append([source, f"{sum(documents.values()):,}", whole, *counts, kept, f"{near:.1%}"])
-    columns = ("source", "documents", "MB", "exact", "near", "kept", "MB kept", "near share")
-    table("deduplication", columns, rows)
+        counts = [documents[reason] for reason in ("exact", "near", "kept")]
+        rows.append([source, sum(documents.values()), *counts, near, sum(size.values()), size["kept"]])
+    columns = "source, documents:count, exact:count, near:count, kept:count, lost to near:share, MB:MB, MB kept:MB"
+    return Table("Removed and kept", columns, rows)

@@ -257,14 +257,15 @@ def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
         for line in plan_report.explain(plan, arguments.explain):
             say(line)
         return
-    plan_report.show(plan)
+    plan_report.show_plan(plan)
     say(f"plan: {commit.path('plan')}")
     if arguments.plan_only:
         return
     prepared = prepare(engine, config)
     ends = pack_all(engine, prepared)
     if not engine.dry_run:
-        plan_report.show_packed([stage.info.stage for stage in prepared.stages], ends)
+        names = [stage.info.stage for stage in prepared.stages]
+        plan_report.show_packed(plan, {n: end["totals"] for n, end in zip(names, ends, strict=True)})
         for stage in prepared.stages:
             say(f"{stage.info.stage}: {stage.directory}")
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from dataprep import storage
 from dataprep.storage import join
-from dedup.report import total
 from jobs import corpus, dedup, mix, plan_report, quality, report, tokens, train
 from jobs.config import Config
 from jobs.engine import Engine
-from jobs.progress import say, table
+from jobs.progress import say
+from jobs.tables import Table, show
 from mixer.reader import ShardLog
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 def main(engine: Engine, config: Config, arguments: argparse.Namespace) -> None:
     summary = data_summary(engine, config)
     prepared = mix.prepare(engine, config)
-    plan_report.show(prepared.plan)
+    plan_report.show_plan(prepared.plan)
     packing = in_background(lambda: mix.pack_all(engine, prepared))
     try:
         trained = train.build(engine, config)  # already follows the first stage
@@ -63,7 +63,7 @@ def data_summary(engine: Engine, config: Config) -> dict[str, Any]:
     """Documents and tokens from the raw input to what may be drawn."""
     built = corpus.build(engine, config)
     quarantined = corpus.totals(built, "quarantined")
-    verdicts = total(c.aggregates["sources"] for c in dedup.build(engine, config))
+    verdicts = storage.add_up(c.aggregates["sources"] for c in dedup.build(engine, config))
     reasons = {
         reason: sum(source.get(reason, {}).get("documents", 0) for source in verdicts.values())
         for reason in ("kept", "exact", "near")
@@ -126,15 +126,16 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{counts['near']:,} near duplicates removed, {counts['kept']:,} kept; "
         f"{sum(summary['tokens'].values()):,} tokens"
     )
-    losses = {"first_loss": ".3f", "last_loss": ".3f", "held_out_loss": ".3f", "tokens_per_second": ",.0f"}
     rows = []
     for row in summary["stages"]:
         shares = ["/".join(f"{x * 100:.1f}" for x in row[k].values()) for k in ("shares_planned", "shares_achieved")]
-        trained = ["" if row.get(name) is None else format(row[name], kind) for name, kind in losses.items()]
-        sizes = [f"{row['context']:,}", f"{row['tokens_packed']:,}"]
-        rows.append([row["stage"], *sizes, *shares, f"{row['padding']:.2%}", *trained])
-    columns = ["stage", "context", "tokens", "short/medium/long\nplanned %", "\nachieved %", "padding"]
-    table("stages", [*columns, "first\nloss", "last\nloss", "held-out\nloss", "tokens/s"], rows)
+        losses = [row.get(name) for name in ("first_loss", "last_loss", "held_out_loss")]
+        speed = row.get("tokens_per_second")
+        sizes = [row["context"], row["tokens_packed"]]
+        rows.append([row["stage"], *sizes, *shares, row["padding"], *losses, speed and round(speed)])
+    columns = "stage, context:count, tokens:count, short/medium/long\nplanned %, \nachieved %, padding:share"
+    columns += ", first\nloss:number, last\nloss:number, held-out\nloss:number, tokens/s:count"
+    show(Table("stages", columns, rows))
     if last := [row["held_out_loss"] for row in summary["stages"] if row.get("held_out_loss") is not None]:
         unigrams = f"unigram entropy of the held-out tokens {summary['held_out_unigram_entropy']:.3f}"
         say(f"held-out loss {last[-1]:.3f} nats per token; {unigrams}")

@@ -1,117 +1,101 @@
-"""What the mix job tells a person about plans: tables, the arithmetic of one cell, what another plan would change."""
+"""What a person is told about plans: tables, the arithmetic of one cell, what another plan would change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dataprep import storage
 from dataprep.storage import UserError, join
-from jobs.progress import say, table
-from mixer.config import CLASSES, TIERS
-from mixer.guarantees import CELL
+from jobs.progress import say
+from jobs.tables import Table, show
+from mixer.config import CLASSES
 from mixer.plan import Plan, StagePlan
 
-SHOWN = 12  # rows of sources, of binding caps, of changes
+SHOWN = 12  # changes, cells
 MOVED = 5e-4  # a share that moves by less is not told
-MISSED = 5e-3  # a source that misses what was asked by less is not told
 WINDOWS = 10  # of a stage whose sources come and go: with fewer, its course is followed coarsely
+Totals = Mapping[str, dict[str, Any]]  # of the stages that are packed, by name (mixer/guarantees.py)
 
 
-def show(plan: Plan) -> None:
-    """Tables: stages by class, sources by stage, tiers over all stages, what binds; then what a person must know."""
-    stages = [
-        [s.name, f"{s.context:,}", f"{s.tokens:,}", *(f"{share(s.classes[c], s.tokens):.1%}" for c in CLASSES)]
-        for s in (plan.held_out, *plan.stages)
+def show_plan(plan: Plan) -> None:
+    """Shares, tiers and what binds; then what a person must know."""
+    for table in (*shares(plan, {}), *limits(plan, {})):
+        show(table)
+    for s in plan.stages:
+        if s.densities and s.shards < WINDOWS:
+            say(
+                f"warning: stage {s.name} has {s.shards} windows, too few to follow its transition or blend: sources "
+                f"change from window to window only; give it {WINDOWS}, with a smaller mix.shard_tokens (now "
+                f"{plan.config['shard_tokens']:,}) or more tokens"
+            )
+
+
+def show_packed(plan: Plan, totals: Totals) -> None:
+    for table in (packed(plan, totals), *shares(plan, totals)):
+        show(table)
+
+
+def shares(plan: Plan, totals: Totals) -> list[Table]:
+    """Of every stage its length classes, and its sources: share asked, planned and packed; largest misses first."""
+    wishes = {s["name"]: s["shares"] or {} for s in plan.config["stages"]}
+    classes, sources = [], []
+    for s in (plan.held_out, *plan.stages):
+        achieved = totals.get(s.name, {}).get("shares", {"length_class": {}, "source": {}})
+        for c in CLASSES:
+            achieved_here = achieved["length_class"].get(c, [None, None])[1]
+            asked = wishes.get(s.name, {}).get(c)
+            classes.append([s.name, s.context, c, asked, share(s.classes[c], s.tokens), achieved_here, s.classes[c]])
+        for source, tokens in s.by("source").items() if s is not plan.held_out else ():
+            achieved_here = achieved["source"].get(source, [None, None])[1]
+            bound = [cell.name for cell in s.cells if cell.source == source and cell.why == "cap binds"]
+            about = [s.asked.get(source), share(tokens, s.tokens), achieved_here, tokens]
+            sources.append([s.name, source, *about, ", ".join(bound[:3]) + ", ..." * (len(bound) > 3)])
+    sources.sort(key=lambda row: (-round(abs(row[3] - (row[3] if row[2] is None else row[2])), 3), -row[5]))
+    columns = "asked:share, planned:share, packed:share, tokens:count"
+    note = "Asked is empty where sources come as they are. Only a cap that binds, class shares and other stages keep a "
+    note += "source from what was asked: no plan is nearer."
+    return [
+        Table("Shares of length classes", f"stage, context:count, class, {columns}", classes),
+        Table("Shares of sources", f"stage, source, {columns}, caps that bind", sources, note),
     ]
-    table("plan: tokens by stage and length class", ["stage", "context", "tokens", *CLASSES], stages)
 
-    drawn = [s.by("source") for s in plan.stages]
-    largest = sorted(plan.sources, key=lambda name: (-sum(d[name] for d in drawn if name in d), name))
+
+def limits(plan: Plan, totals: Totals) -> list[Table]:
+    """Tiers over all stages, the cells whose caps bind, and what class shares cost."""
+    tiers = []
+    for tier, spec in plan.tiers.items():
+        available = sum(c.available for c in plan.stages[-1].cells if c.tier == tier)
+        planned = sum(s.by("tier").get(tier, 0) for s in plan.stages)
+        most = [t["most_copies"][tier][0] for t in totals.values() if tier in t["most_copies"]]
+        bound = sum(limit.tier == tier for limit in plan.limits)
+        copies = [spec["copies"], share(planned, available), max(most, default=None), spec["cap"]]
+        tiers.append([tier, available, *copies, bound])
+    caps = [[x.name, x.tokens, plan.copy_price(x)] for x in plan.limits]
+    prices = [[s.name, c, s.class_prices[c] * s.tokens / 100] for s in plan.stages for c in s.class_prices]
+    columns = "tier, tokens:count, copies asked:number, planned:number, most drawn:count, cap:count"
+    return [
+        Table("Tiers, over all stages", f"{columns}, cells at the cap:count", tiers),
+        Table("Caps that bind", "cell, tokens x cap:count, a copy more buys:number", caps,
+              "In nats that the plan would come nearer to what is asked."),
+        Table("What class shares cost", "stage, class, one point more:number", prices,
+              "In nats that the plan would move away; differences count."),
+    ]  # fmt: skip
+
+
+def packed(plan: Plan, totals: Totals) -> Table:
+    """What packing promises, as it turned out."""
+    names = ("sequences", "items", "truncated", "dropped", "cut", "padding_share", "segments_per_sequence")
     rows = []
-    for name in largest[:SHOWN]:
-        asked = [f" ({s.asked[name]:.1%})" if s.asked else "" for s in plan.stages]
-        is_ = [f"{share(d.get(name, 0), s.tokens):.1%}" for d, s in zip(drawn, plan.stages, strict=True)]
-        rows.append([name, *(a + b for a, b in zip(is_, asked, strict=True))])
-    rows += more(len(largest))
-    table("sources: share planned (asked)", ["source", *(s.name for s in plan.stages)], rows)
-
-    rows = []
-    for tier, spec in ((tier, plan.tiers[tier]) for tier in TIERS):
-        cells = [c for c in plan.stages[-1].cells if c.tier == tier]
-        available, planned = sum(c.available for c in cells), sum(s.by("tier").get(tier, 0) for s in plan.stages)
-        prices = [plan.copy_price(limit) for limit in plan.limits if limit.tier == tier]
-        copies = [f"{spec['copies']:g}", f"{share(planned, available):.2f}", f"{spec['cap']}"]
-        bought = f"{sum(prices):.3g}" if sum(prices) else ""
-        rows.append([tier, f"{available:,}", *copies, f"{len(prices)} of {len(cells)}", bought])
-    columns = ["tier", "tokens", "copies\nasked", "\nplanned", "cap", "cells\nat it", "a cap of 1 more\nbuys, nats"]
-    table("tiers, over all stages", columns, rows)
-
-    bound = [[x.name, f"{x.tokens:,}", f"{plan.copy_price(x):.3g}"] for x in plan.limits[:SHOWN]]
-    table(f"caps that bind: {len(plan.limits)} cells", ["cell", "tokens x cap", "a copy more\nbuys, nats"], bound)
-    rows = [
-        [s.name, *(f"{s.class_prices[c] * s.tokens / 100:+.3g}" if c in s.class_prices else "" for c in CLASSES)]
-        for s in plan.stages
-        if s.class_prices
-    ]
-    table("class shares: one point more costs, nats (differences count)", ["stage", *CLASSES], rows)
-    for line in (*missed(plan), *coarse(plan)):
-        say(line)
-
-
-def show_packed(stages: list[str], ends: list[dict[str, Any]]) -> None:
-    """What packing promises (mixer/guarantees.py), as it turned out; shares stand beside the planned ones."""
-    numbers, shares = [], []
-    for name, end in zip(stages, ends, strict=True):
-        t = end["totals"]
-        counts = [f"{n:,}" for n in (end["sequences"], t["items"], t["truncated"], t["dropped"], t["cut"], t["pieces"])]
-        squares = " / ".join(f"{n:.2g}" for n in t["sum_of_squares"].values())
-        rest = [f"{t['padding_share']:.3%}", f"{t['segments_per_sequence']:.1f}", squares]
-        numbers.append([name, *counts, *rest, f"{t['order_length_correlation']:+.2f}"])
-        parts = [t["shares"][by].items() for by in CELL]
-        texts = [", ".join(f"{k} {100 * is_:.1f} ({100 * plan:.1f})" for k, (plan, is_) in part) for part in parts]
-        shares.append([name, *texts])
-    columns = ["stage", "sequences", "documents", "truncated", "dropped", "cut", "pieces", "padding", "per sequence"]
-    columns += ["sum of squares p50 / p99 / max", "order x length"]
-    table("packed: none lost, none cut that fits, none over its cap", columns, numbers)
-    table("achieved shares (planned), %", ["stage", *(by.replace("_", " ") for by in CELL)], shares)
-
-
-def more(number: int) -> list[list[str]]:
-    return [[f"and {number - SHOWN} more"]] if number > SHOWN else []
+    for s in (plan.held_out, *plan.stages):
+        if t := totals.get(s.name):
+            cost = t["sum_of_squares"]["p99"] / s.context**2
+            rows.append([s.name, *(t[name] for name in names), cost, t["order_length_correlation"]])
+    columns = "stage, sequences:count, documents:count, truncated:count, dropped:count, cut:count, padding:share"
+    columns += ", documents per sequence:number, attention p99 of context²:share, order x length:number"
+    return Table("Packed", columns, rows, "Every token is counted, no document that fits is cut, no cap is passed.")
 
 
 def share(part: int, whole: int) -> float:
     return part / max(1, whole)
-
-
-def missed(plan: Plan) -> Iterator[str]:
-    """Sources that a stage gives another share than asked, and what stands in the way: there is no nearer plan."""
-    for s in plan.stages:
-        is_ = {name: share(tokens, s.tokens) for name, tokens in s.by("source").items()}
-        off = {name: is_.get(name, 0.0) - asked for name, asked in s.asked.items()}
-        capped = {c.source for c in s.cells if c.why == "cap binds" and off.get(c.source, 0.0) < 0}
-        for name in sorted((n for n in off if abs(off[n]) >= MISSED), key=lambda n: (-abs(off[n]), n))[:SHOWN]:
-            mine = sorted(
-                (c for c in s.cells if c.source == name and c.why == "cap binds"), key=lambda c: (-c.planned, c.name)
-            )
-            if off[name] < 0 and mine:
-                caps = ", ".join(f"{c.name} ({plan.tiers[c.tier]['cap']} copies)" for c in mine[:3])
-                why = f"caps bind: {caps}{f' and {len(mine) - 3} more' if len(mine) > 3 else ''}"
-            elif capped:
-                why = f"it stands in for sources whose caps bind: {', '.join(sorted(capped)[:3])}"
-            else:
-                why = "the class shares, or other stages, leave no nearer plan"
-            yield f"stage {s.name}: source {name} has {is_.get(name, 0.0):.1%} of the {s.asked[name]:.1%} asked; {why}"
-
-
-def coarse(plan: Plan) -> Iterator[str]:
-    for s in plan.stages:
-        if s.densities and s.shards < WINDOWS:
-            most = s.tokens // WINDOWS
-            way = f"set mix.shard_tokens to {most:,} or less" if most >= s.context else f"give it {WINDOWS} sequences"
-            yield (
-                f"warning: stage {s.name} has {s.shards} windows, too few to follow its transition or blend: sources "
-                f"change from window to window only; {way} (mix.shard_tokens is {plan.config['shard_tokens']:,})"
-            )
 
 
 def explain(plan: Plan, name: str) -> Iterator[str]:
@@ -149,46 +133,44 @@ def explain(plan: Plan, name: str) -> Iterator[str]:
 
 def diff(old: dict[str, Any], plan: Plan, under_way: dict[str, str]) -> Iterator[str]:
     """What changes from an older plan (its JSON) and why, and what it means for stages packed or trained already."""
+    new = plan.to_json()
     try:
         before = Plan.from_json(old, None)
-        was = {s.name: (s, draws(before, s, old["places"])) for s in before.stages}
+        was = {s.name: (s, draws(old, s)) for s in before.stages}
     except (KeyError, TypeError, AttributeError, ValueError, IndexError):
         raise UserError("--diff: this is not a plan of this version; plan again to compare with") from None
-    places = plan.to_json()["places"]
-    why = [*settings("mix", before.config, plan.config)]
-    why += documents(before, plan, old["places"]["documents"] != places["documents"])
+    why = [*settings("mix", before.config, plan.config), *documents(before, plan)]
+    if not why and old["places"]["documents"] != new["places"]["documents"]:
+        why = ["documents: others, of as many tokens, or in other places by their hashes"]
     yield from why[:SHOWN]
-    yield from (line for (line,) in more(len(why)))
-    changed = {name for name in was if name not in {s.name for s in plan.stages}}
+    if len(why) > SHOWN:
+        yield f"and {len(why) - SHOWN} more"
+    changed = set(was) - {s.name for s in plan.stages}
     yield from (f"stage {name}: is gone" for name in sorted(changed))
     for stage in plan.stages:
-        if stage.name not in was:
-            yield f"stage {stage.name}: is new, {stage.tokens:,} tokens"
-        elif was[stage.name][1] == draws(plan, stage, places):
+        if stage.name in was and was[stage.name][1] == draws(new, stage):
             yield f"stage {stage.name}: the same"
             continue
-        else:
-            yield f"stage {stage.name}: {'; '.join(moves(was[stage.name][0], stage))}"
         changed.add(stage.name)
+        if stage.name in was:
+            yield f"stage {stage.name}: {'; '.join(moves(was[stage.name][0], stage))}"
+        else:
+            yield f"stage {stage.name}: is new, {stage.tokens:,} tokens"
     if not changed:
         yield "nothing changes for a run under way"
         return
-    if not why:
-        yield "why is unknown: settings and documents are the same; the plan may be another version's"
-    done = [name for name in was if name in under_way]
-    for name in done:
+    for name in (name for name in was if name in under_way):
         what = "would draw other documents, or others as often" if name in changed else "would be the same"
         yield f"stage {name} is {under_way[name]}, and {what}"
     yield "shards bear the fingerprint of their whole plan: jobs/mix.py would pack every stage again, under other names"
-    if done:
-        yield from spent(before, plan, done)
 
 
-def draws(plan: Plan, stage: StagePlan, places: dict[str, Any]) -> tuple[Any, ...]:
-    """All that decides a stage's shards."""
+def draws(plan: dict[str, Any], stage: StagePlan) -> tuple[Any, ...]:
+    """All that decides a stage's shards. plan: its JSON."""
+    places = plan["places"]
     cuts = places["cuts"][stage.index : stage.index + 2]
     about = (stage.context, stage.rope_base, stage.long_documents, stage.shards, stage.densities)
-    return plan.seed, places["documents"], cuts, about
+    return plan["config"]["seed"], places["documents"], cuts, about
 
 
 def settings(key: str, old: Any, new: Any) -> Iterator[str]:
@@ -203,20 +185,12 @@ def settings(key: str, old: Any, new: Any) -> Iterator[str]:
         yield f"{key}: {was} -> {is_}"
 
 
-def documents(before: Plan, plan: Plan, moved: bool) -> Iterator[str]:
-    """Cells with other tokens. moved: whether places differ, as they do with the documents and with their hashes."""
-    was, is_ = (
-        {
-            f"{'held-out ' if s is p.held_out else ''}{c.name}": c.available
-            for s in (p.stages[0], p.held_out)
-            for c in s.cells
-        }
-        for p in (before, plan)
-    )
-    cells = [name for name in was | is_ if was.get(name, 0) != is_.get(name, 0)]
-    yield from (f"documents of {name}: {was.get(name, 0):,} -> {is_.get(name, 0):,} tokens" for name in cells)
-    if moved and not cells:
-        yield "documents: others, of as many tokens, or in other places by their hashes"
+def documents(before: Plan, plan: Plan) -> Iterator[str]:
+    """Cells with other tokens."""
+    was, is_ = ({c.name: c.available for c in p.stages[0].cells} for p in (before, plan))
+    for name in was | is_:
+        if was.get(name, 0) != is_.get(name, 0):
+            yield f"documents of {name}: {was.get(name, 0):,} -> {is_.get(name, 0):,} tokens"
 
 
 def moves(old: StagePlan, new: StagePlan) -> Iterator[str]:
@@ -229,31 +203,6 @@ def moves(old: StagePlan, new: StagePlan) -> Iterator[str]:
         yield "the course of its sources over the stage"
     cells = [{c.name: (c.copies_before, c.copies_after) for c in s.cells} for s in (old, new)]
     yield f"{sum(cells[0].get(name) != cells[1].get(name) for name in cells[0] | cells[1]):,} cells other copies"
-
-
-def spent(before: Plan, plan: Plan, done: list[str]) -> Iterator[str]:
-    """Caps, if the stages that are done stay as they are and the rest of the new plan follows."""
-
-    def copies(stages: list[StagePlan]) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for c in (c for s in stages for c in s.cells):
-            found[c.name] = found.get(c.name, 0.0) + c.copies_after - c.copies_before
-        return found
-
-    taken = copies([s for s in before.stages if s.name in done])
-    follows = copies([s for s in plan.stages if s.name not in done])
-    over = []
-    for c in plan.stages[0].cells:
-        had, rest = taken.get(c.name, 0.0), follows.get(c.name, 0.0)
-        excess = had + rest - plan.tiers[c.tier]["cap"]
-        if rest and excess > 1e-9:
-            line = f"  {c.name}: {had:.2f} copies are spent and {rest:.2f} would follow, over the cap"
-            over.append((-excess * c.available, line))
-    yield f"if {', '.join(done)} stay as they are and the other stages follow the new plan:"
-    if not over:
-        yield "  no cell would exceed its cap on average (a document may get one copy more where its places changed)"
-    yield from (line for _, line in sorted(over)[:SHOWN])
-    yield from (f"  {line}" for (line,) in more(len(over)))
 
 
 def under_way(root: str, stages: list[str]) -> dict[str, str]:

@@ -2,14 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
-from rich.text import Text
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 LINE_EVERY = 5.0  # seconds between plain lines
@@ -18,17 +15,6 @@ LINE_EVERY = 5.0  # seconds between plain lines
 def say(text: str) -> None:
     """One line for a person, beside any progress bar."""
     console.print(text, markup=False, soft_wrap=True)
-
-
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], to: Console = console) -> None:
-    """A table, its first column to the left, the others to the right; no cell is markup. Nothing without rows."""
-    made = Table(title=Text(title), title_justify="left")
-    for number, column in enumerate(columns):
-        made.add_column(Text(column), justify="right" if number else "left")
-    for row in rows:
-        made.add_row(*map(Text, row))
-    if made.row_count:
-        to.print(made)
 
 
 class Progress:

@@ -8,11 +8,12 @@ from collections import Counter
 from typing import Any
 from unicodedata import unidata_version  # letters and digits are as this version has them
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pycld2
 
 from dataprep import decontaminate, quality, storage
-from dataprep.quality_report import EXAMPLES, aggregates, sheet
+from dataprep.quality_report import aggregates, sheet, smallest
 from dataprep.rules import TIERS, QualityConfig
 from dataprep.storage import Attempt, Commit, UserError, read_table
 from jobs import corpus
@@ -99,24 +100,18 @@ def tiers(commits: list[Commit]) -> dict[str, dict[str, int]]:
 
 def examples(engine: Engine, config: Config) -> list[dict[str, Any]]:
     """Of every source and tier, the EXAMPLES documents of smallest hash: their rows of all tables, joined."""
-    places = list(zip(corpus.partitions(engine, config), signals(engine, config), build(engine, config), strict=True))
-    found: dict[tuple[str, int], list[tuple[int, int, int]]] = {}
-    for number, (*_, commit) in enumerate(places):
-        for source, by_tier in commit.aggregates["examples"].items():
-            for tier, few in by_tier.items():
-                chosen = found.setdefault((source, -TIERS.index(tier)), [])
-                chosen += [(one["rank"], number, one["doc"]) for one in few]
-    wanted = [place for key in sorted(found) for place in sorted(found[key])[:EXAMPLES]]
-    rows: dict[int, dict[str, Any]] = {}
-    for number in {number for _, number, _ in wanted}:
-        partition, measured, commit = places[number]
-        paths = (partition.documents, measured.path("signals"), commit.path("quality"))
-        here = [doc for _, n, doc in wanted if n == number]
-        for path in paths:
+    commits = build(engine, config)
+    chosen = smallest(commit.aggregates["examples"] for commit in commits)
+    order = [one["doc"] for s in sorted(chosen) for tier in reversed(TIERS) for one in chosen[s].get(tier, [])]
+    rows: dict[int, dict[str, Any]] = {doc: {} for doc in order}
+    for p, measured, commit in zip(corpus.partitions(engine, config), signals(engine, config), commits, strict=True):
+        here = [e["doc"] for tiers in commit.aggregates["examples"].values() for few in tiers.values() for e in few]
+        wanted = pa.array([doc for doc in here if doc in rows], pa.uint64())
+        for path in (p.documents, measured.path("signals"), commit.path("quality")) if len(wanted) else ():
             table = read_table(path)
-            for row in table.filter(pc.is_in(table["doc"], pc.cast(here, table["doc"].type))).to_pylist():
-                rows.setdefault(row["doc"], {}).update(row)
-    return [rows[doc] for *_, doc in wanted]
+            for row in table.filter(pc.is_in(table["doc"], wanted)).to_pylist():
+                rows[row["doc"]].update(row)
+    return list(rows.values())
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ if not __package__:  # run as a script
     import _script  # noqa: F401
 
 import argparse
-import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +19,7 @@ from jobs.report_page import render
 
 PORT = 8000
 LOCAL = "127.0.0.1"
+FRESH = 20  # seconds after which a browser asks for the page again; ten times as long as it takes, if that is more
 
 
 def write(config: Config, command: str, path: str | None = None) -> str:
@@ -34,58 +35,26 @@ def write(config: Config, command: str, path: str | None = None) -> str:
     return Path(path).as_uri() if storage.is_local(path) else path
 
 
-class Page:
-    """The page as it is now: made again only when something under the root has changed."""
-
-    def __init__(self, config: Config, command: str):
-        self.config, self.command = config, command
-        self.lock = threading.Lock()
-        self.state, self.body = "", b""
-
-    def now(self) -> tuple[str, bytes]:
-        """(state, page). While a step is writing, its old page stays."""
-        with self.lock:
-            try:
-                state = Outputs(self.config.root).state()
-                if state != self.state:
-                    self.state, self.body = state, render(self.config, self.command, live=True).encode()
-            except (UserError, OSError) as error:
-                if not self.body:
-                    raise UserError(f"the outputs cannot be read just now ({error}); try again") from None
-            return self.state, self.body
-
-
-def server(page: Page, port: int) -> ThreadingHTTPServer:
-    """A server of this page and nothing else, for this machine alone. UserError where the port is taken."""
+def server(config: Config, command: str, port: int) -> ThreadingHTTPServer:
+    """A server of the page as it is now, and of nothing else, for this machine alone. UserError for a taken port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            host = self.headers.get("Host", "").rpartition(":")[0]
-            if host not in (LOCAL, "localhost"):  # another site's name that points here
-                return self.answer(HTTPStatus.FORBIDDEN, b"")
+            if self.headers.get("Host", "").rpartition(":")[0] not in (LOCAL, "localhost"):  # a name that points here
+                return self.send_error(HTTPStatus.FORBIDDEN)
             if self.path != "/":
-                return self.answer(HTTPStatus.NOT_FOUND, b"")
+                return self.send_error(HTTPStatus.NOT_FOUND)
+            started = time.monotonic()
             try:
-                state, body = page.now()
-            except UserError as error:
-                return self.answer(HTTPStatus.SERVICE_UNAVAILABLE, str(error).encode(), "text/plain; charset=utf-8")
-            if self.headers.get("If-None-Match") == f'"{state}"':
-                return self.answer(HTTPStatus.NOT_MODIFIED, b"", tag=state)
-            self.answer(HTTPStatus.OK, body, tag=state)
-
-        do_HEAD = do_GET
-
-        def answer(
-            self, status: HTTPStatus, body: bytes, kind: str = "text/html; charset=utf-8", tag: str = ""
-        ) -> None:
+                status, kind, body = HTTPStatus.OK, "html", render(config, command)
+            except (UserError, OSError) as error:  # a step is just writing
+                status, kind, body = HTTPStatus.SERVICE_UNAVAILABLE, "plain", f"not readable just now: {error}"
             self.send_response(status)
-            headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-cache"}
-            headers |= {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
-            for name, value in (headers | ({"ETag": f'"{tag}"'} if tag else {})).items():
-                self.send_header(name, value)
+            self.send_header("Content-Type", f"text/{kind}; charset=utf-8")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("Refresh", str(max(FRESH, round(10 * (time.monotonic() - started)))))
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            self.wfile.write(body.encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -108,7 +77,7 @@ def start(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
     if arguments.serve is None:
         return say(f"report: {write(config, arguments.command_line, arguments.output)}")
-    with server(Page(config, arguments.command_line), arguments.serve) as running:
+    with server(config, arguments.command_line, arguments.serve) as running:
         say(f"report: http://{LOCAL}:{running.server_address[1]}/ (Ctrl-C ends it)")
         running.serve_forever()
 

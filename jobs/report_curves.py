@@ -1,10 +1,12 @@
 """The report's figures of the curriculum and of training, as Plotly's own JSON."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from jobs.report_data import add, copies
+from dataprep.storage import add_up
+from jobs.report_data import copies
 from jobs.report_figures import CLASS_COLOURS, COLOURS, GREY, SHOWN, Figure, axis, bar, figure, label
 from mixer.config import CLASSES, TIERS
 from mixer.plan import Plan
@@ -14,10 +16,10 @@ NATS = axis("nats per token")
 
 
 def shares(rows: list[list[Any]]) -> Figure:
-    """Class shares by stage. rows: stage, length class, and the shares asked, planned, achieved or None, and more."""
+    """Class shares by stage. rows: of `plan_report.shares`."""
     data: list[dict] = []
     for c in CLASSES:
-        names, _, asked, planned, achieved, *_ = zip(*(row for row in rows if row[1] == c), strict=True)
+        names, _, _, asked, planned, achieved, _ = zip(*(row for row in rows if row[2] == c), strict=True)
         x = [label(name) for name in names]
         data.append(bar(c, x, list(planned), CLASS_COLOURS[c], offsetgroup=c, legendgroup=c))
         for name, y, symbol, size in (("asked", asked, "line-ew-open", 12), ("achieved", achieved, "diamond", 8)):
@@ -38,7 +40,7 @@ def course(stages: dict[str, list[dict[str, int]]]) -> list[Figure]:
     if not stages:
         return []
     step = -(-sum(map(len, stages.values())) // WINDOWS)
-    merged = {n: [add(windows[k : k + step]) for k in range(0, len(windows), step)] for n, windows in stages.items()}
+    merged = {n: [add_up(windows[k : k + step]) for k in range(0, len(windows), step)] for n, windows in stages.items()}
     every = [window for windows in merged.values() for window in windows]
     edges = list(accumulate((sum(window.values()) for window in every), initial=0))
     firsts = accumulate((len(windows) for windows in merged.values()), initial=0)
@@ -65,76 +67,53 @@ def bounds(names: list[str], starts: Sequence[float]) -> dict[str, Any]:
 
 def repeated(plan: Plan) -> Figure:
     """Mean copies of a document over all stages, by tier and class, and the caps."""
-    sums = add({(r["tier"], r["length_class"]): [r["planned"], r["available"]]} for r in copies(plan))
-    data: list[dict] = []
+    rows, data = copies(plan), []
     for c in CLASSES:
-        cells = [sums.get((tier, c), [0, 0]) for tier in TIERS]
-        data.append(bar(c, list(TIERS), [planned / max(1, there) for planned, there in cells], CLASS_COLOURS[c]))
+        cells = [[row for row in rows if (row["tier"], row["length_class"]) == (tier, c)] for tier in TIERS]
+        means = [sum(r["planned"] for r in mine) / max(1, sum(r["available"] for r in mine)) for mine in cells]
+        data.append(bar(c, list(TIERS), means, CLASS_COLOURS[c]))
     caps = [plan.tiers[t]["cap"] for t in TIERS]
     data.append(marks("cap", list(TIERS), caps, "line-ew-open", 60, "#b55a5a"))
     layout = {"barmode": "group", "xaxis": axis("tier"), "yaxis": axis(rangemode="tozero")}
     return figure("Copies of a document, mean over all stages", data, layout, "The cap holds for every document.")
 
 
-def attention(plan: Plan, ends: dict[str, dict[str, Any]]) -> list[Figure]:
-    """What a sequence's attention costs, as a part of one document over the whole context."""
-    packed = {s.name: (ends[s.name]["sum_of_squares"], s.context**2) for s in plan.stages if ends[s.name]}
-    data = [
-        bar(name, [label(s) for s in packed], [squares[name] / whole for squares, whole in packed.values()], colour)
-        for name, colour in zip(("p50", "p99", "max"), CLASS_COLOURS.values(), strict=True)
-    ]
-    layout = {"barmode": "group", "yaxis": axis(ticks=".0%"), "xaxis": axis(type="category")}
-    note = "Sum of squared document lengths over the squared context; 100 %: one document fills each sequence."
-    return [figure("Attention cost of a sequence", data, layout, note)] if packed else []
-
-
 def training(stages: list[dict[str, Any]]) -> list[Figure]:
     """Curves over one token axis, then what the evaluations found. stages: as from `report_training.stages`."""
-    x = [tokens for s in stages for tokens in (*s["curve"]["tokens"], None)]  # a gap between stages
-    axes = {"xaxis": axis("tokens seen", "~s")}
-    axes |= bounds([s["stage"] for s in stages], [min(s["curve"]["tokens"]) for s in stages])
+    steps = [step for s in stages for step in (*s["steps"], {})]  # a gap between stages
+    x = [step.get("tokens") for step in steps]
+    axes = {"xaxis": axis("tokens seen", "~s")} | bounds(
+        [s["stage"] for s in stages], [s["steps"][0]["tokens"] for s in stages]
+    )
 
-    def panel(title: str, names: dict[str, str], y_axis: dict | None = None, note: str = "") -> list[Figure]:
-        """names: of a line -> of its curve. Nothing where no line has a value."""
-        drawn = {name: curve(stages, key) for name, key in names.items()}
+    def panel(title: str, curves: dict[str, str], y_axis: dict, note: str = "") -> list[Figure]:
+        """curves: name -> key of a step. Nothing where no curve has a value."""
+        drawn = {name: [step.get(key) for step in steps] for name, key in curves.items()}
         drawn = {name: y for name, y in drawn.items() if any(v is not None for v in y)}
         data = [
             line(name, x, y, GREY if name == "all" else COLOURS[k % 9], showlegend=len(drawn) > 1)
             for k, (name, y) in enumerate(drawn.items())
         ]
-        return [figure(title, data, axes | {"yaxis": y_axis or axis()}, note)] if data else []
+        return [figure(title, data, axes | {"yaxis": y_axis}, note)] if data else []
 
-    zero = {"rangemode": "tozero"}
-    load = {"busiest": "load/busiest", "idlest": "load/idlest"}
-    router = {"entropy, nats": "router_entropy", "balance loss": "balance", "dropped": "drop_rate"}
     found = panel("Loss", {"loss": "loss"}, NATS)
     for kind, by in (("sources", "source"), ("classes", "length class"), ("tiers", "quality tier"), ("copies", "copy")):
-        if len(several := groups(stages, kind)) > 1:
-            found += panel(f"Loss by {by}", {"all": "loss", **several}, NATS)
+        values = Counter(key for step in steps for key in step if key.startswith(f"{kind}/"))
+        if len(values) > 1:
+            most = {key.partition("/")[2]: key for key, _ in sorted(values.most_common(SHOWN))}
+            found += panel(f"Loss by {by}", {"all": "loss", **most}, NATS)
+    zero = {"rangemode": "tozero"}
+    load = {"busiest": "load/busiest", "idlest": "load/idlest"}
     return [
         *found,
         *panel("Learning rate", {"lr": "lr"}, axis(ticks="~e")),
         *panel("Batch size", {"batch": "batch"}, axis(ticks="~s", **zero), "Tokens of a step, with padding."),
         *panel("Gradient norm", {"gradient": "gradient"}, axis(type="log"), "Before clipping."),
-        *panel("Expert load", load, note="An expert's share of its layer's work times their number: 1 is even."),
-        *panel("Router", router),
+        *panel("Expert load", load, axis(), "An expert's share of its layer's work times their number: 1 is even."),
         *panel("Speed", {"speed": "tokens_per_second"}, axis("tokens per second", **zero)),
         *panel("Model FLOPs utilisation", {"mfu": "mfu"}, axis(ticks=".0%", **zero)),
-        *evaluations([s["evaluation"] for s in stages if s["evaluation"]]),
+        *evaluations({s["stage"]: s["evaluation"] for s in stages if s["evaluation"]}),
     ]
-
-
-def curve(stages: list[dict[str, Any]], name: str) -> list[float | None]:
-    missing = [[None] * len(s["curve"]["tokens"]) for s in stages]
-    return [v for s, none in zip(stages, missing, strict=True) for v in (*s["curve"].get(name, none), None)]
-
-
-def groups(stages: list[dict[str, Any]], kind: str) -> dict[str, str]:
-    """The sources, classes and so on with most values: name -> their curve's."""
-    parts = [{k: len(ys) - ys.count(None)} for s in stages for k, ys in s["curve"].items() if k.startswith(f"{kind}/")]
-    count = add(parts)
-    most = sorted(count, key=lambda key: -count[key])[:SHOWN]
-    return {key.partition("/")[2]: key for key in sorted(most)}
 
 
 def line(name: str, x: list, y: list, colour: str, **more: Any) -> dict[str, Any]:
@@ -142,15 +121,15 @@ def line(name: str, x: list, y: list, colour: str, **more: Any) -> dict[str, Any
     return shown | {"line": {"width": 1.5, "color": colour}, **more}
 
 
-def evaluations(found: list[dict[str, Any]]) -> list[Figure]:
+def evaluations(found: dict[str, dict[str, Any]]) -> list[Figure]:
     lines = []
-    for k, e in enumerate(found):
+    for k, (stage, e) in enumerate(found.items()):
         if places := e["positions"]:
             x, y = [p["from"] + 1 for p in places], [p["loss"] for p in places]
-            lines.append(line(e["stage"], x, y, COLOURS[k % 9], mode="lines+markers"))
+            lines.append(line(stage, x, y, COLOURS[k % 9], mode="lines+markers"))
     layout = {"xaxis": axis("position in the document", "~s", type="log"), "yaxis": NATS}
     figures = [figure("Loss by position, held-out documents", lines, layout)] if lines else []
-    for e in found:
+    for stage, e in found.items():
         if cells := {(c["depth"], c["length"]): c["exact"] for c in e["needle"]}:
             depths, lengths = (sorted({key[k] for key in cells}) for k in (0, 1))
             data = {
@@ -165,6 +144,6 @@ def evaluations(found: list[dict[str, Any]]) -> list[Figure]:
                 "showscale": False,
             }
             layout = {"xaxis": axis("tokens", type="category"), "yaxis": axis("depth", type="category")}
-            title = f"Needle in a haystack after {e['stage']}"
+            title = f"Needle in a haystack after {stage}"
             figures.append(figure(title, [data], layout, "Share of samples answered exactly."))
     return figures

@@ -1,32 +1,29 @@
 """What the report shows, gathered from commits' aggregates, the plan and the ends of stages; only examples are text."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.compute as pc
 
 from dataprep import storage
-from dataprep.quality_report import EXAMPLES
-from dataprep.storage import Commit, join, read_table
+from dataprep.quality_report import smallest
+from dataprep.storage import Commit, add_up, join, read_json, read_table
 from dedup import explain
-from dedup.report import REASONS
 from jobs import corpus, dedup, mix, tokens
 from jobs import quality as quality_job
 from mixer.plan import Plan
 from mixer.shards import read_end
 
 T = TypeVar("T")
-Counts = dict[str, Any]
 VERSIONS = {
     "corpus": corpus.VERSION, "dedup": dedup.VERSION, "quality": quality_job.VERSION, "tokens": tokens.VERSION,
     "inventory": mix.VERSION, "plan": mix.PLAN_VERSION, "pack": mix.VERSION,
 }  # fmt: skip
-PAIRS = 6  # clusters whose texts are shown
-LARGEST = 10  # clusters listed
+LARGEST = 10  # clusters shown
 HEAD = 600  # characters of a text's beginning
 COMPARED = 100_000  # characters of a text in which differences are looked for
 
@@ -70,144 +67,94 @@ class Outputs:
     @cached_property
     def plan(self) -> Plan | None:
         paths = self.commits("plan", lambda c: c.path("plan"))
-        return Plan.from_json(storage.read_json(paths[0]), None) if paths else None
+        return Plan.from_json(read_json(paths[0]), None) if paths else None
 
-    def state(self) -> str:
-        """A fingerprint that changes when a commit, a metric or an evaluation appears."""
-        steps = Outputs(self.root).newest
-        train = steps.pop("train", "")
-        stages = [join(train, name.removeprefix("pack-")) for name in steps if train and name.startswith("pack-")]
-        return storage.fingerprint([[d, storage.sizes(d)] for d in [*steps.values(), *stages]])
+    @cached_property
+    def totals(self) -> dict[str, dict[str, Any]]:
+        """Of the stages that are packed to their end, held-out first, their totals (mixer/guarantees.py)."""
+        stages = (self.plan.held_out, *self.plan.stages) if self.plan else ()
+        there = {s.name: self.steps[f"pack-{s.name}"] for s in stages if f"pack-{s.name}" in self.steps}
+        ends = {name: read_end(directory) for name, directory in there.items()}
+        return {name: end["totals"] for name, end in ends.items() if end}
 
 
 def version(directory: str) -> int | None:
     """The version of the code that wrote a step's output; None where it does not say."""
-    return (storage.read_json(join(directory, "step.json"), version=int) or {}).get("version")
+    return (read_json(join(directory, "step.json"), version=int) or {}).get("version")
 
 
-def add(parts: Iterable[dict[Any, Any]], total: dict[Any, Any] | None = None) -> dict[Any, Any]:
-    """Nested mappings of counts and lists of counts, added up (in `total`, where one is given)."""
-    total = {} if total is None else total
-    for part in parts:
-        for key, value in part.items():
-            if isinstance(value, dict):
-                add([value], total.setdefault(key, {}))
-            elif isinstance(value, list):
-                total[key] = [a + b for a, b in zip(total.get(key, [0] * len(value)), value, strict=True)]
-            else:
-                total[key] = total.get(key, 0) + value
-    return total
+def flow(outputs: Outputs) -> dict[str, dict[str, Any]]:
+    """By source, the largest first, and in all ("", before them) what became of its documents and tokens.
 
-
-def flow(outputs: Outputs) -> dict[str, Counts]:
-    """By source what became of its documents and tokens.
-
-    `documents`: read, quarantined, exact, near, kept. `bytes`: read. `tokens`: all there are. `cells`: (tier, length
-    class or "held out") -> [documents, tokens] that may be drawn. Over all sources, under "": also `removed`.
+    `read`, `bytes`: of what could be read. `quarantined`: records by reason. `verdicts`: documents and bytes by verdict
+    ("kept", "exact", "near"). `tokens`: before any is left out. `cells`: (tier, length class or "held out") ->
+    [documents, tokens] that may be drawn. Missing where its step has not run.
     """
-    read = add(outputs.aggregates("corpus", "documents", "bytes", "quarantined"))
-    verdicts = add(outputs.aggregates("dedup", "sources")).get("sources", {})
-    tokens = add(outputs.aggregates("tokens", "tokens")).get("tokens", {})
-    drawable = add(outputs.commits("inventory", _inventory)) or {"cells": {}, "removed": {}}
-    found = {}
-    for source in {*read.get("documents", {}), *read.get("quarantined", {})}:
-        reasons, bad = verdicts.get(source, {}), read["quarantined"].get(source, {})
-        counts = {reason: reasons.get(reason, {}).get("documents", 0) for reason in REASONS if reasons}
-        found[source] = {
-            "documents": {"read": read["documents"].get(source, 0), "quarantined": sum(bad.values()), **counts},
-            "quarantined": bad,
-            "bytes": {"read": read["bytes"].get(source, 0), **{r: c["bytes"] for r, c in reasons.items()}},
-            "tokens": tokens.get(source, 0),
-            "cells": drawable["cells"].get(source, {}),
-        }
-    largest = sorted(found, key=lambda source: (-found[source]["documents"]["read"], source))
-    total = {"": add(found.values()) | {"removed": drawable["removed"]}} if found else {}
-    return total | {source: found[source] for source in largest}
+    by_kind = add_up(outputs.aggregates("corpus", "documents", "bytes", "quarantined"))
+    by_kind = {"read": by_kind.pop("documents", {}), "quarantined": {}} | by_kind
+    by_kind |= {"verdicts": add_up(outputs.aggregates("dedup", "sources")).get("sources", {})}
+    by_kind |= {"tokens": add_up(outputs.aggregates("tokens", "tokens")).get("tokens", {})}
+    by_kind |= {"cells": add_up(outputs.commits("inventory", _cells))}
+    found = {
+        source: {kind: sums[source] for kind, sums in by_kind.items() if source in sums}
+        for source in {*by_kind["read"], *by_kind["quarantined"]}
+    }
+    largest = sorted(found, key=lambda source: (-found[source].get("read", 0), source))
+    return ({"": add_up(found.values())} if found else {}) | {source: found[source] for source in largest}
 
 
-def _inventory(commit: Commit) -> dict[str, Any]:
+def _cells(commit: Commit) -> dict[str, Any]:
     """The sums of one inventory without its pieces."""
-    cells = [
+    return add_up(
         {cell["source"]: {(cell["tier"], "held out" if cell["held_out"] else cell["length_class"]):
-                          [cell["documents"], cell["tokens"]]}}
+                          np.array([cell["documents"], cell["tokens"]])}}
         for cell in commit.aggregates["cells"]
-    ]  # fmt: skip
-    return {"cells": add(cells), "removed": commit.aggregates["removed"]}
+    )  # fmt: skip
 
 
 def clusters(outputs: Outputs) -> dict[str, Any]:
-    """Of the clusters of duplicates: `sizes` (documents -> clusters), the `largest`, and `pairs` to look at: of those
-    with most near duplicates the kept document and the one least like it."""
+    """Of the clusters of duplicates: `sizes` (documents -> clusters), and of the `largest` a row each, with the kept
+    document, the removed one that is least like it, and where their words differ."""
     paths = outputs.commits("dedup-verdicts", lambda c: (c.path("clusters"), c.path("removed")))
     if not paths or not len(table := read_table(paths[0][0])):
         return {}
     sizes = {row["values"]: row["counts"] for row in pc.value_counts(table["documents"]).to_pylist()}
-    largest = table.slice(0, LARGEST).to_pylist()  # as they lie
-    nearest = table.sort_by([("near", "descending"), ("cluster", "ascending")]).slice(0, PAIRS)
-    removed = read_table(paths[0][1], ["doc", "reason", "jaccard", "cluster"])
-    removed = removed.filter(pc.is_in(removed["cluster"], nearest["cluster"].combine_chunks()))
-    removed = removed.set_column(1, "reason", removed["reason"].cast(pa.string()))
+    largest = table.slice(0, LARGEST)  # as they lie
+    removed = read_table(paths[0][1], ["doc", "jaccard", "cluster"])
+    removed = removed.filter(pc.is_in(removed["cluster"], largest["cluster"].combine_chunks()))
     removed = removed.sort_by([("jaccard", "ascending"), ("doc", "ascending")])
-    first = [(name, "first") for name in ("doc", "reason", "jaccard")]
-    least = {row["cluster"]: row for row in removed.group_by("cluster", False).aggregate(first).to_pylist()}
-    docs = {*least, *(row["doc_first"] for row in least.values()), *(row["cluster"] for row in largest)}
-    texts = corpus.documents(outputs.root, docs)
-    pairs = []
-    for cluster in nearest.to_pylist():
-        row = least[cluster["cluster"]]
-        if {row["cluster"], row["doc_first"]} <= texts.keys():
-            about = {"documents": cluster["documents"], "reason": row["reason_first"], "jaccard": row["jaccard_first"]}
-            pairs.append(about | pair(texts[row["cluster"]], texts[row["doc_first"]]))
-    return {
-        "sizes": dict(sorted(sizes.items())),
-        "largest": [row | {"origin": texts.get(row["cluster"], {}).get("origin", "")} for row in largest],
-        "pairs": sorted(pairs, key=lambda p: -p["documents"]),
-    }
+    least = removed.group_by("cluster", False).aggregate([("doc", "first")])
+    gone = dict(zip(least["cluster"].to_pylist(), least["doc_first"].to_pylist(), strict=True))
+    texts = corpus.documents(outputs.root, {*gone, *gone.values()})
+    rows = [row for row in largest.to_pylist() if {row["cluster"], gone[row["cluster"]]} <= texts.keys()]
+    pairs = [row | pair(texts[row["cluster"]], texts[gone[row["cluster"]]]) for row in rows]
+    return {"sizes": sizes, "largest": pairs}
 
 
 def pair(kept: dict[str, Any], gone: dict[str, Any]) -> dict[str, Any]:
     """Two documents' beginnings, lengths, and the first places where their words differ."""
-    one, other = kept["text"][:COMPARED], gone["text"][:COMPARED]
     return {
-        "kept": {name: kept[name] for name in ("doc", "source", "origin")} | {"head": one[:HEAD]},
-        "gone": {name: gone[name] for name in ("doc", "source", "origin")} | {"head": other[:HEAD]},
-        "characters": [len(kept["text"]), len(gone["text"])],
-        "places": list(explain.differences(one, other, 6)),
-    }
+        name: {key: one[key] for key in ("doc", "source", "origin")} | {
+            "head": one["text"][:HEAD], "characters": len(one["text"])}
+        for name, one in (("kept", kept), ("gone", gone))
+    } | {"places": list(explain.differences(kept["text"][:COMPARED], gone["text"][:COMPARED], 6))}  # fmt: skip
 
 
 def quality(outputs: Outputs) -> dict[str, Any]:
-    """`scores`, `tiers` and `failed` by source, documents by `languages`, contaminated ones by `evaluation` set, and a
-    few `examples` by tier: those with the smallest hash of each source."""
-    parts = outputs.aggregates("quality", "cells", "failed", "scores", "evaluation", "examples")
-    if not parts:
-        return {}
-    cells = [cell for part in parts for cell in part.pop("cells")]
-    languages = add({cell["language"]: cell["documents"]} for cell in cells)
-    tiers = add({cell["source"]: {cell["tier"]: cell["documents"]}} for cell in cells)
-    best: dict[str, dict[str, list]] = {}
+    """`scores` (source -> tier -> counts in equal bins), `failed` rules, contaminated documents by `evaluation` set,
+    both by source, and a few `examples` by source and tier."""
+    parts = outputs.aggregates("quality", "failed", "scores", "evaluation", "examples")
+    examples = smallest(part.pop("examples") for part in parts)
     for part in parts:
-        for source, by_tier in part.pop("examples").items():
-            for tier, few in by_tier.items():
-                mine = best.setdefault(source, {}).setdefault(tier, [])
-                mine[:] = sorted([*mine, *few], key=lambda one: (one["rank"], one["doc"]))[:EXAMPLES]
-    spoken = dict(sorted(languages.items(), key=lambda item: -item[1]))
-    return add(parts) | {"tiers": tiers, "languages": spoken, "examples": best}
+        part["scores"] = {s: {t: np.array(n) for t, n in tiers.items()} for s, tiers in part["scores"].items()}
+    return add_up(parts) | {"examples": examples} if parts else {}
 
 
 def windows(outputs: Outputs, stage: str) -> list[dict[str, int]]:
     """Packed tokens by length class of each shard of a stage, in training order."""
-
-    def take(commit: Commit) -> dict[str, int]:
-        return add({cell["length_class"]: cell["tokens"]} for cell in commit.aggregates["cells"])
-
-    return outputs.commits(f"pack-{stage}", take)
-
-
-def end(outputs: Outputs, stage: str) -> dict[str, Any]:
-    """The stage's totals (mixer/guarantees.py); {} where it is not packed to its end."""
-    directory = outputs.steps.get(f"pack-{stage}")
-    return (read_end(directory) or {"totals": {}})["totals"] if directory else {}
+    return outputs.commits(
+        f"pack-{stage}", lambda c: add_up({cell["length_class"]: cell["tokens"]} for cell in c.aggregates["cells"])
+    )
 
 
 def copies(plan: Plan) -> list[dict[str, Any]]:

@@ -3,8 +3,9 @@
 from html import escape
 from typing import Any
 
+from dataprep.storage import add_up
 from dedup.explain import printable
-from jobs.report_data import Counts, add, copies
+from jobs.report_data import copies
 from mixer.config import CLASSES, TIERS
 from mixer.plan import Plan
 
@@ -14,10 +15,9 @@ COLOURS = ("#4477aa", "#c7843b", "#4a9a80", "#8a6fae", "#b55a5a", "#7a8b3c", "#5
 GREY = COLOURS[-1]
 TIER_COLOURS = dict(zip(TIERS, ("#b55a5a", "#c7a23b", "#4a9a80"), strict=True))
 CLASS_COLOURS = dict(zip(CLASSES, ("#9cc3e6", "#5b8fc7", "#2f5d94"), strict=True))
-CLASS_NODES = {"short": "short", "medium": "medium length", "long": "long"}  # a tier is medium, too
-NODE_COLOURS = {f"{tier} quality": colour for tier, colour in TIER_COLOURS.items()}
-NODE_COLOURS |= {CLASS_NODES[c]: colour for c, colour in CLASS_COLOURS.items()} | {"held out": "#8a6fae"}
-NODE_COLOURS |= {"records": COLOURS[0], "tokens": COLOURS[0], "repeats": "#c7843b", "kept": "#4a9a80"}
+REASON_COLOURS = {"kept": "#4a9a80", "near": "#c7843b", "exact": "#b55a5a"}
+NODE_COLOURS = {f"{tier} quality": colour for tier, colour in TIER_COLOURS.items()} | CLASS_COLOURS
+NODE_COLOURS |= {"held out": "#8a6fae", "records": COLOURS[0], "tokens": COLOURS[0], "repeats": "#c7843b"}
 SHOWN = 8  # sources and other groups in a figure
 BARS = 16  # bars in a figure
 
@@ -52,8 +52,11 @@ def bars(title: str, names: list[str], parts: dict[str, list[float]], colours: d
 
 
 def menu(choices: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A choice above a figure: name -> what Plotly restyles; none where there is one only."""
-    buttons = [{"label": label(name, 24), "method": "restyle", "args": [change]} for name, change in choices.items()]
+    """A choice above a figure: source ("": all) -> what Plotly restyles; none where there is one only."""
+    buttons = [
+        {"label": label(name or "all sources", 24), "method": "restyle", "args": [change]}
+        for name, change in choices.items()
+    ]
     place = {"x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom", "pad": {"t": 0, "b": 4}}
     shown = {"buttons": buttons, "type": "dropdown", "direction": "down", **place}
     return {"updatemenus": [shown] if len(buttons) > 1 else []}
@@ -62,62 +65,50 @@ def menu(choices: dict[str, dict[str, Any]]) -> dict[str, Any]:
 # -- where documents and tokens went ------------------------------------------------------------------------------
 
 
-def flows(sources: dict[str, Counts], plan: Plan | None) -> list[Figure]:
-    """Two Sankey diagrams, each with a choice of source."""
-    largest = list(sources)[: SHOWN + 1]  # "" is the sum: it leads
+def flows(sources: dict[str, dict[str, Any]], plan: Plan | None) -> list[Figure]:
+    """Two Sankey diagrams, each with a choice of source; "" is the sum, it leads."""
+    largest = list(sources)[: SHOWN + 1]
     documents = {s: document_links(sources[s]) for s in largest}
-    tokens = {s: token_links(sources[s], plan, s) for s in largest if sources[s]["tokens"]}
-    figures = [sankey("Documents", documents, "From the input's records to what may be drawn.")]
-    repeats = (
-        "Each repetition counts: tokens drawn again flow in as repeats, so that what enters a length class leaves it."
-    )
-    return figures + ([sankey("Tokens", tokens, repeats)] if tokens else [])
+    tokens = {s: token_links(sources[s], plan, s) for s in largest if sources[s].get("tokens")}
+    figures = [sankey("Documents", documents, "Left out: contaminated by an evaluation set, or excluded by name.")]
+    note = "Left out: duplicates too. Tokens drawn again flow in as repeats, so that what enters a class leaves it."
+    return figures + ([sankey("Tokens", tokens, note)] if tokens else [])
 
 
-def document_links(s: Counts) -> list[Link]:
-    count, cells = s["documents"], s["cells"]
-    found = [("records", "quarantined", count["quarantined"])]
-    if "kept" not in count:
-        return [*found, ("records", "documents", count["read"])]
-    found += [("records", "exact copies", count["exact"]), ("records", "near duplicates", count["near"])]
+def document_links(s: dict[str, Any]) -> list[Link]:
+    count = {reason: counts["documents"] for reason, counts in s.get("verdicts", {}).items()}
+    read, cells = s.get("read", 0), s.get("cells", {})
+    found: list[Link] = [("records", "quarantined", sum(s.get("quarantined", {}).values()))]
+    if not count:
+        return [*found, ("records", "documents", read)]
+    found += [("records", f"{reason} duplicates", count.get(reason, 0)) for reason in ("exact", "near")]
     if not cells:
-        return [*found, ("records", "kept", count["kept"])]
-    drawable = sum(documents for documents, _ in cells.values())
-    return [*found, *left_out("records", s, "documents", count["kept"] - drawable), *cell_links("records", cells, 0)]
+        return [*found, ("records", "kept", count.get("kept", 0))]
+    return found + cell_links("records", cells, 0, count.get("kept", 0))
 
 
-def left_out(start: str, s: Counts, unit: str, rest: float) -> list[Link]:
-    """What is lost between two steps, by reason where that is known (over all sources), else as one."""
-    names = {"duplicate": "duplicates"} if unit == "tokens" else {}
-    names |= {"contaminated": "contaminated", "excluded": "excluded"}
-    if removed := s.get("removed"):
-        return [(start, name, removed.get(reason, {}).get(unit, 0)) for reason, name in names.items()]
-    return [(start, "removed" if unit == "tokens" else "contaminated or excluded", max(0, rest))]
+def cell_links(start: str, cells: dict[tuple[str, str], list[int]], unit: int, whole: int) -> list[Link]:
+    """What may be drawn, of a `whole` of documents or tokens (unit 0, 1), by tier and then by length class."""
+    amounts = {cell: int(both[unit]) for cell, both in cells.items()}
+    by_tier = {t: sum(n for (tier, _), n in amounts.items() if tier == t) for t in TIERS}
+    found: list[Link] = [(start, "left out", max(0, whole - sum(amounts.values())))]
+    found += [(start, f"{tier} quality", n) for tier, n in by_tier.items()]
+    return found + [(f"{tier} quality", c, n) for (tier, c), n in amounts.items()]
 
 
-def cell_links(start: str, cells: dict[tuple[str, str], list[int]], unit: int) -> list[Link]:
-    tiers: list[Link] = [
-        (start, f"{t} quality", sum(n[unit] for (tier, _), n in cells.items() if tier == t)) for t in TIERS
-    ]
-    ends = {**CLASS_NODES, "held out": "held out"}
-    return tiers + [(f"{t} quality", ends[c], cells[t, c][unit]) for t in TIERS for c in ends if (t, c) in cells]
-
-
-def token_links(s: Counts, plan: Plan | None, source: str) -> list[Link]:
-    cells = s["cells"]
-    if not cells:
+def token_links(s: dict[str, Any], plan: Plan | None, source: str) -> list[Link]:
+    if "cells" not in s:
         return [("text", "tokens", s["tokens"])]
-    found = left_out("tokens", s, "tokens", s["tokens"] - sum(tokens for _, tokens in cells.values()))
-    found += cell_links("tokens", cells, 1)
+    found = cell_links("tokens", s["cells"], 1, s["tokens"])
     rows = [row for row in copies(plan) if source in ("", row["source"])] if plan else []
-    for c, node in CLASS_NODES.items() if plan else ():
+    for c in CLASSES if plan else ():
         mine = [row for row in rows if row["length_class"] == c]
         once = sum(row["once"] for row in mine)
-        found.append(("repeats", node, sum(row["planned"] for row in mine) - once))
+        found.append(("repeats", c, sum(row["planned"] for row in mine) - once))
         for stage in plan.stages if plan else ():
             drawn = sum(x.planned for x in stage.cells if x.length_class == c and source in ("", x.source))
-            found.append((node, f"stage {stage.name}", drawn))
-        found.append((node, "not drawn", sum(row["available"] for row in mine) - once))
+            found.append((c, f"stage {stage.name}", drawn))
+        found.append((c, "not drawn", sum(row["available"] for row in mine) - once))
     return found
 
 
@@ -140,49 +131,47 @@ def sankey(title: str, choices: dict[str, list[Link]], note: str) -> Figure:
             "color": [colours[nodes.index(b)] + "66" for _, b in ends],
         },
     }  # fmt: skip
-    choice = menu({s or "all sources": {"link.value": [v]} for s, v in values.items()})
+    choice = menu({s: {"link.value": [v]} for s, v in values.items()})
     return figure(title, [diagram], choice, note, height=480, wide=True)
 
 
 # -- deduplication, quality -----------------------------------------------------------------------------------------
 
 
-def losses(sources: dict[str, Counts]) -> list[Figure]:
-    names = [s for s in sources if s][:BARS]
-    counts = [sources[s]["documents"] for s in names]
-    parts = {reason: [n[reason] / max(1, n["read"]) for n in counts] for reason in ("kept", "near", "exact")}
-    colours = {"kept": "#4a9a80", "near": "#c7843b", "exact": "#b55a5a"}
-    return [bars("Documents kept and removed, by source", names, parts, colours, ".0%")]
+def losses(verdicts: dict[str, dict[str, dict[str, int]]]) -> Figure:
+    names = list(verdicts)[:BARS]
+    counts = [{reason: n["documents"] for reason, n in verdicts[s].items()} for s in names]
+    parts = {reason: [n.get(reason, 0) / sum(n.values()) for n in counts] for reason in REASON_COLOURS}
+    return bars("Documents kept and removed, by source", names, parts, REASON_COLOURS, ".0%")
 
 
 def cluster_sizes(sizes: dict[int, int]) -> Figure:
     """Clusters by size, in powers of two."""
-    found = add({size.bit_length(): number} for size, number in sizes.items())
-    bits = range(min(found), max(found) + 1)
+    bits = range(min(sizes).bit_length(), max(sizes).bit_length() + 1)
+    counts = [sum(n for size, n in sizes.items() if size.bit_length() == k) for k in bits]
     names = [f"{1 << (k - 1)}–{(1 << k) - 1}" for k in bits]
-    data = [bar("clusters", names, [found.get(k, 0) for k in bits], COLOURS[0])]
+    data = [bar("clusters", names, counts, COLOURS[0])]
     x, y = axis("documents in a cluster", type="category"), axis("clusters", type="log", dtick=1)
     return figure("Cluster sizes", data, {"xaxis": x, "yaxis": y})
 
 
 def quality(found: dict[str, Any]) -> list[Figure]:
-    """Scores by tier with a choice of source, tiers by source, and the rules that fail most."""
-    scores, tiers = found["scores"], found["tiers"]
-    largest = sorted(tiers, key=lambda s: -sum(tiers[s].values()))[:BARS]
-    choices = {"all sources": add(scores.values())} | {s: scores[s] for s in largest[:SHOWN]}
-    every = choices["all sources"]
-    bins = len(every[TIERS[0]])
+    """Scores by tier with a choice of source, and the rules that fail most."""
+    scores = {"": add_up(found["scores"].values()), **found["scores"]}
+    largest = sorted(scores, key=lambda s: -sum(n.sum() for n in scores[s].values()))[: SHOWN + 1]
+    choices = {s: [scores[s][t].tolist() for t in TIERS] for s in sorted(largest)}
+    bins = len(choices[""][0])
     middles = [(k + 0.5) / bins for k in range(bins)]
-    data = [bar(f"{tier} tier", middles, every[tier], TIER_COLOURS[tier], width=1 / bins) for tier in TIERS]
+    data = [
+        bar(f"{t} tier", middles, y, TIER_COLOURS[t], width=1 / bins) for t, y in zip(TIERS, choices[""], strict=True)
+    ]
     layout = {"barmode": "stack", "xaxis": axis("score"), "yaxis": axis("documents")}
-    layout |= menu({s: {"y": [by_tier[t] for t in TIERS]} for s, by_tier in choices.items()})
-    shares = {t: [tiers[s].get(t, 0) / max(1, sum(tiers[s].values())) for s in largest] for t in TIERS}
-    figures = [figure("Scores, by tier", data, layout), bars("Tiers, by source", largest, shares, TIER_COLOURS, ".0%")]
-    totals = add(found["failed"].values())
+    figures = [figure("Scores, by tier", data, layout | menu({s: {"y": y} for s, y in choices.items()}))]
+    totals = add_up(found["failed"].values())
     if rules := sorted(totals, key=lambda rule: -totals[rule])[:BARS]:
-        parts = {s: [found["failed"].get(s, {}).get(rule, 0) for rule in rules] for s in largest[: SHOWN - 1]}
+        parts = {s: [found["failed"].get(s, {}).get(rule, 0) for rule in rules] for s in choices if s}
         rest = [totals[rule] - sum(part[k] for part in parts.values()) for k, rule in enumerate(rules)]
         parts = {s: values for s, values in (parts | {"other sources": rest}).items() if any(values)}
         colours = dict(zip(parts, COLOURS, strict=False))
-        figures.append(bars("Rules that documents fail most", rules, parts, colours, "~s") | {"wide": True})
+        figures.append(bars("Rules that documents fail most", rules, parts, colours, "~s"))
     return figures

@@ -2,53 +2,38 @@
 
 import base64
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from dedup.explain import printable
 from jobs import report_data, report_sections, report_training
 from jobs.config import Config
 from jobs.report_data import Outputs
 from jobs.report_sections import Section
+from jobs.tables import visible
 
 FOLDER = Path(__file__).parent / "page"
 ROWS = 100  # of a table
-FORMATS: dict[str, Callable[[Any], str]] = {
-    "text": lambda x: visible(str(x), 200),
-    "count": "{:,}".format,
-    "share": "{:.1%}".format,
-    "number": "{:,.4g}".format,
-    "MB": lambda x: f"{x / 1e6:,.1f}",
-}
 
 
-def visible(text: str, length: int = 2000) -> str:
-    """A text as it may be shown: bounded, and what could move or hide other text (controls, bidi) spelt out."""
-    shown = "\n".join(printable(line.expandtabs(4)) for line in text[:length].split("\n"))
-    return shown + (f" [... {len(text) - length:,} more characters]" if len(text) > length else "")
-
-
-def render(config: Config, command: str, live: bool = False) -> str:
-    """The page of what lies under `config.root`. live: it looks for a newer one of itself, from the same server."""
+def render(config: Config, command: str) -> str:
+    """The page of what lies under `config.root`."""
     outputs = Outputs(config.root)
     sources, plan, stages = report_data.flow(outputs), outputs.plan, report_training.stages(outputs)
     sections = [
         report_sections.flow(sources, plan),
         report_sections.deduplication(sources, report_data.clusters(outputs)),
         report_sections.quality(report_data.quality(outputs)),
-        report_sections.curriculum(outputs, config, plan),
+        report_sections.curriculum(outputs, plan),
         report_sections.training(stages),
         report_sections.provenance(outputs, config, plan, command),
     ]
-    return page([s for s in sections if s], report_sections.tiles(sources, plan, stages), config.root, live)
+    return page([s for s in sections if s], report_sections.tiles(sources, plan, stages), config.root)
 
 
-def page(sections: list[Section], summary: dict[str, str], root: str, live: bool) -> str:
+def page(sections: list[Section], summary: dict[str, str], root: str) -> str:
     """Everything in one file: no other is fetched, and no script runs but the two named by their hashes."""
     scripts = [get_plotlyjs(), (FOLDER / "report.js").read_text()]
     if any("</script" in script or "<!--" in script for script in scripts):
@@ -59,7 +44,6 @@ def page(sections: list[Section], summary: dict[str, str], root: str, live: bool
         "script-src": " ".join(f"'sha256-{digest}'" for digest in hashes),
         "style-src": "'unsafe-inline'",  # Plotly's figures carry their own
         "img-src": "data:",
-        "connect-src": "'self'" if live else "'none'",
         "base-uri": "'none'",
         "form-action": "'none'",
     }
@@ -68,7 +52,6 @@ def page(sections: list[Section], summary: dict[str, str], root: str, live: bool
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters["visible"] = visible
-    environment.filters["cell"] = lambda value, kind: "" if value is None else FORMATS[kind](value)
     figures = {f"{s.name}-{k}": f for s in sections for k, f in enumerate(s.figures)}
     return environment.from_string((FOLDER / "report.html").read_text()).render(
         policy="; ".join(f"{name} {value}" for name, value in policy.items()),
@@ -79,5 +62,4 @@ def page(sections: list[Section], summary: dict[str, str], root: str, live: bool
         summary=summary,
         root=root,
         rows=ROWS,
-        live=live,
     )

@@ -1,16 +1,15 @@
-"""Shards job: shows, verifies, counts and explains packed shards. CONFIG.yaml may also be a stage's directory."""
+"""Shards job: shows, verifies, counts and explains packed shards."""
 
 if not __package__:  # run as a script
     import _script  # noqa: F401
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from dataprep import storage
 from dataprep.storage import Commit, UserError
-from jobs import cli
+from jobs import cli, shards_report, tables
 from jobs.config import Config
 from jobs.progress import Progress, say
 from mixer.batches import BatchSizes
@@ -28,64 +27,46 @@ COMMANDS = {
 }
 
 
-@dataclass(frozen=True)
-class Where:
-    """The stages somebody asks about. root: of all outputs. config: None where a stage's directory was given."""
-
-    root: str
-    logs: list[ShardLog]
-    config: Config | None
-
-
 def flags(parser: argparse.ArgumentParser) -> None:
     about = "; ".join(f"{name}: {what}" for name, what in COMMANDS.items())
     parser.add_argument("command", nargs="?", choices=COMMANDS, default="stats", help=about)
     parser.add_argument("--stage", metavar="NAME", help="only this stage (inspect: the first)")
     parser.add_argument("--sequence", metavar="N", type=int, default=0, help="inspect: which, from 0 (0)")
     parser.add_argument("--tokens", metavar="N", type=int, default=200, help="inspect: most of each document (200)")
-    parser.add_argument("--tokenizer", metavar="FILE", help="inspect: if it is not found beside the shards")
     parser.add_argument("--step", metavar="N", type=int, help="explain: which, as the trainer counts, from 1")
-    parser.add_argument("--sequences", metavar="FROM:TO", help="explain: these sequences of --stage instead of a step")
 
 
 def start(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Called by `jobs.cli` instead of running the engine: nothing is built, and a running job is not disturbed."""
-    from jobs import shards_report as report
-
-    where = find(arguments, overrides)
+    config = cli.load_config(arguments.config, overrides)
     match arguments.command:
         case "stats":
-            for log in where.logs:
-                report.print_stats(log.stage, *counts(log))
+            for log in find(config, arguments.stage):
+                for table in shards_report.stats(log.stage, *counts(log)):
+                    tables.show(table, shards_report.console, len(table.rows))
         case "verify":
-            verify_all(where.logs)
+            verify_all(find(config, arguments.stage))
         case "inspect":
-            log = where.logs[1 if where.config and not arguments.stage else 0]
-            report.inspect(log, arguments.sequence, arguments.tokens, report.decoder(where, log, arguments.tokenizer))
+            (log,) = find(config, arguments.stage or config.mix.stages[0].name)
+            decode = shards_report.decoder(config.root, log)
+            shards_report.inspect(log, arguments.sequence, arguments.tokens, decode)
         case "explain":
-            log, first, last = step_sequences(where, arguments)
-            report.explain(where.root, log, first, last)
+            if arguments.step is None or arguments.stage:
+                raise UserError("explain needs --step N, counted over all stages, and no --stage")
+            shards_report.explain(config.root, *sequences_of(arguments.step, find(config, None)[1:], config))
 
 
-def find(arguments: argparse.Namespace, overrides: list[str]) -> Where:
-    """The stages: held-out first, then the curriculum's. UserError where there are none."""
-    if not arguments.config.endswith((".yaml", ".yml")):
-        if overrides:
-            raise UserError(f"{overrides[0]}: keys of the configuration need a CONFIG.yaml, not a directory")
-        log = ShardLog(storage.absolute(arguments.config))
-        if arguments.stage not in (None, log.stage.stage):
-            raise UserError(f"{log.directory} holds stage {log.stage.stage}, not {arguments.stage}")
-        return Where(log.directory.rsplit("/", 1)[0], [log], None)
-    config = cli.load_config(arguments.config, overrides)
+def find(config: Config, stage: str | None) -> list[ShardLog]:
+    """The stages, held-out first, or the one of this name. UserError where there are none."""
     names = [HELD_OUT, *(stage.name for stage in config.mix.stages)]
-    if arguments.stage not in (None, *names):
-        raise UserError(f"the configuration has no stage {arguments.stage}; it has {', '.join(names)}")
+    if stage not in (None, *names):
+        raise UserError(f"the configuration has no stage {stage}; it has {', '.join(names)}")
     logs = []
-    for name in [arguments.stage] if arguments.stage else names:
+    for name in [stage] if stage else names:
         if (directory := storage.latest(config.root, f"pack-{name}")) is None:
             raise UserError(f"{config.root} holds no shards of stage {name}; pack it first (jobs/mix.py)")
         logs.append(ShardLog(directory))
-    return Where(config.root, logs, config)
+    return logs
 
 
 def counts(log: ShardLog) -> tuple[bool, dict[str, Any]]:
@@ -121,23 +102,14 @@ def verify_all(logs: list[ShardLog]) -> None:
         )
 
 
-def step_sequences(where: Where, arguments: argparse.Namespace) -> tuple[ShardLog, int, int]:
-    """The log and the sequences [first, last) somebody asks about."""
-    stages = [log for log in where.logs if log.stage.stage != HELD_OUT or len(where.logs) == 1]
-    if arguments.sequences:
-        try:
-            first, last = (int(x) for x in arguments.sequences.split(":"))
-        except ValueError:
-            raise UserError(f"--sequences {arguments.sequences}: give FROM:TO, two numbers") from None
-        return stages[0], first, last
-    if arguments.step is None or arguments.stage or where.config is None:
-        raise UserError("explain needs a CONFIG.yaml and --step N, counted over all stages, or --sequences FROM:TO")
+def sequences_of(step: int, stages: list[ShardLog], config: Config) -> tuple[ShardLog, int, int]:
+    """The log and the sequences [first, last) of a training step."""
     seen = 0
-    for number, (log, first, last) in enumerate(all_steps(stages, where.config), 1):
+    for number, (log, first, last) in enumerate(all_steps(stages, config), 1):
         seen = number
-        if number == arguments.step:
+        if number == step:
             return log, first, last
-    raise UserError(f"there is no step {arguments.step}: what is packed makes steps 1..{seen}")
+    raise UserError(f"there is no step {step}: what is packed makes steps 1..{seen}")
 
 
 def all_steps(stages: list[ShardLog], config: Config) -> Iterator[tuple[ShardLog, int, int]]:

@@ -3,9 +3,8 @@
 Text comes from anybody: all that could move, hide or colour what a terminal shows is printed escaped.
 """
 
-from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,49 +12,40 @@ from rich.text import Text
 
 from dataprep import tokenizer
 from dataprep.corpus import RECORD_BITS
-from dataprep.storage import UserError, join, read_json
+from dataprep.storage import UserError, add_up, join, read_json
 from dataprep.tokenizer import TokensConfig
 from dedup.explain import printable
 from jobs.corpus import documents
-from jobs.progress import table
+from jobs.tables import Table
 from mixer.guarantees import CELL
 from mixer.reader import ShardLog
 from mixer.shards import StageInfo
-
-if TYPE_CHECKING:
-    from jobs.shards import Where
 
 COLOURS = ("cyan", "yellow", "green", "magenta")
 console = Console(highlight=False, soft_wrap=True)
 
 
-def print_stats(stage: StageInfo, ended: bool, totals: dict[str, Any]) -> None:
+def stats(stage: StageInfo, ended: bool, totals: dict[str, Any]) -> list[Table]:
     """Every number of a stage's totals, and packed tokens by source, tier and length class."""
-    numbers = {name: value for name, value in sorted(totals.items()) if isinstance(value, int | float)}
-    rows = [(name.replace("_", " "), f"{value:,}") for name, value in numbers.items()]
-    cells = totals.get("cells", [])
-    packed = sum(cell["tokens"] for cell in cells)
-    for name in CELL:
-        tokens: Counter = Counter()
-        for cell in cells:
-            tokens[cell[name]] += cell["tokens"]
-        for value, count in sorted(tokens.items()):
-            rows.append((f"{name.replace('_', ' ')} {printable(value)}", f"{count:,} ({count / packed:.1%})"))
-    table(f"stage {stage.stage}{'' if ended else ', still being packed'}", ("", ""), rows, console)
+    numbers = [[name, f"{n:,}"] for name, n in sorted(totals.items()) if isinstance(n, int | float)]
+    cells = [(cell, cell["tokens"]) for cell in totals.get("cells", [])]
+    whole = sum(tokens for _, tokens in cells)
+    by = {name: add_up({cell[name]: tokens} for cell, tokens in cells) for name in CELL}
+    packed = [[name, value, n, n / whole] for name, sums in by.items() for value, n in sorted(sums.items())]
+    title = f"stage {stage.stage}{'' if ended else ', still being packed'}"
+    return [Table(title, "total, is", numbers), Table("packed", "by, name, tokens:count, share:share", packed)]
 
 
-def decoder(where: "Where", log: ShardLog, given: str | None) -> Callable[[np.ndarray], str]:
-    """Ids to text, with the tokeniser the stage was packed with; the numbers where it is not found."""
-    about = join(where.root, "latest", "vocabulary.json")
+def decoder(root: str, log: ShardLog) -> Callable[[np.ndarray], str]:
+    """Ids to text, with the tokeniser the stage was packed with; the numbers where it is not there any more."""
+    about = join(root, "latest", "vocabulary.json")
     used = read_json(about, path=str, tokenizer=str, eos=str, bos=bool) or {}
-    config = TokensConfig(**{name: used[name] for name in ("eos", "bos") if used})
-    path = given
-    if path is None and used.get("tokenizer") == log.stage.tokenizer:
-        path = used["path"] if used["path"].startswith("/") or "://" in used["path"] else join(where.root, used["path"])
-    if path is None:
+    if used.get("tokenizer") != log.stage.tokenizer:
         return lambda ids: " ".join(map(str, ids.tolist()))
+    path = used["path"] if used["path"].startswith("/") or "://" in used["path"] else join(root, used["path"])
+    config = TokensConfig(eos=used["eos"], bos=used["bos"])
     if tokenizer.identity(tokenizer.read(path), config) != log.stage.tokenizer:
-        raise UserError(f"{path} is not the tokeniser that {log.directory} was packed with; give that one")
+        raise UserError(f"{path} is not the tokeniser any more that {log.directory} was packed with; put that one back")
     return tokenizer.load(path, config).decode
 
 

@@ -1,6 +1,5 @@
 "use strict";
-// The page's own script: draws the figures in the colours of the theme, sorts tables, and, where the page is served,
-// looks for a newer one.
+// The page's own script: draws the figures in the colours of the theme, and sorts tables.
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)"), print = matchMedia("print"), narrow = matchMedia("(max-width: 48rem)");
 
@@ -56,16 +55,3 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("th button");
   if (button) sort(button);
 });
-
-if ("live" in document.body.dataset) {
-  let shown = null;
-  const look = async () => {
-    try {
-      const tag = (await fetch("/", { method: "HEAD", cache: "no-store" })).headers.get("ETag");
-      if (shown !== null && tag !== shown) location.reload();
-      shown = tag;
-    } catch { /* the server has ended, or the outputs are being written */ }
-  };
-  setInterval(look, 10000);
-  look();
-}

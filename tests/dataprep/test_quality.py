@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from dataprep.quality import SCORE, cuts, histograms, judge, measure
-from dataprep.quality_report import BINS, EXAMPLES, aggregates, sheet
+from dataprep.quality_report import BINS, EXAMPLES, aggregates, sheet, smallest
 from dataprep.rules import RULE_SETS, RULES, TIERS, QualityConfig
 from dataprep.signals import SIGNALS
 from dataprep.storage import Attempt, UserError, add_up, read_table
@@ -212,6 +212,8 @@ def test_examples_are_those_of_smallest_rank_in_any_order() -> None:
     ranks = sorted(examples(source.slice(k, 1))[0]["rank"] for k in range(40))
     assert [e["rank"] for e in forward] == ranks[:EXAMPLES]
     assert forward[0]["excerpt"] == PROSE[:200]
+    halves = [{"web": {"high": examples(source.slice(k, 20))}} for k in (20, 0)]
+    assert smallest(halves) == {"web": {"high": forward}}
 
 
 def test_the_sheet_escapes_what_documents_say() -> None:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from dedup.keepers import REMOVED
-from dedup.report import ATTRIBUTES, aggregates, alarm, attributes, total, worst_loss
+from dedup.report import ATTRIBUTES, aggregates, alarm, attributes, worst_loss
 
 REMOVALS = pa.table(
     {
@@ -32,16 +32,13 @@ def test_attributes_cover_the_partition_in_its_order():
     }
 
 
-def test_aggregates_and_their_total():
+def test_aggregates():
     documents = pa.table({"source": pa.array(["web", "web", "books"]).dictionary_encode(), "length": [10, 20, 30]})
     part = aggregates(documents, attributes(np.array([3, 1, 2], np.uint64), REMOVALS))
     assert part == {
         "books": {"near": {"documents": 1, "bytes": 30}},
         "web": {"exact": {"documents": 1, "bytes": 10}, "kept": {"documents": 1, "bytes": 20}},
     }
-    both = total([part, {"web": {"kept": {"documents": 2, "bytes": 5}}}])
-    assert both["web"]["kept"] == {"documents": 3, "bytes": 25} and both["books"] == part["books"]
-    assert part["web"]["kept"]["documents"] == 1  # the parts are left alone
 
 
 def counts(kept: int, near: int, exact: int = 0) -> dict[str, dict[str, int]]:
