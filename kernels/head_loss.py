@@ -40,8 +40,7 @@ class HeadLoss(torch.autograd.Function):
             total = exp_V.sum(1, keepdim=True)
             nll_T[part] = torch.where(real, total.log() + top - wanted, 0)[:, 0]
             if grad_TD is not None and grad_VD is not None:
-                grad_V = exp_V.div_(total).scatter_add_(1, target, exp_V.new_full((1, 1), -1.0).expand_as(target))
-                grad_V = grad_V.mul_(real).to(x_TD.dtype)
+                grad_V = exp_V.mul_(real / total).scatter_add_(1, target, -real.to(wide)).to(x_TD.dtype)
                 torch.mm(grad_V, weight_VD, out=grad_TD[part])
                 grad_VD += grad_V.T @ x_D
         if needed:

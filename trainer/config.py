@@ -154,7 +154,7 @@ class TrainConfig(Section):
     checkpointing: Literal["none", "selective", "full"] = Field(
         "none",
         description="activations of a layer to compute again in the backward pass: none, all but those of matrix "
-        "products and attention, or all",
+        "products and attention, or all but softmax attention's",
     )
     compile: bool = Field(False, description="compile every layer with torch.compile")
     peak_tflops: float | None = Field(

@@ -61,10 +61,11 @@ def memory_needed(config: TrainConfig, vocabulary: int, context: int, parameters
     tokens = max(context, most // context * context)
     ep, etp = config.parallel.ep, config.parallel.etp
     expert = m.top_k * (2 * m.hidden * etp + 3 * m.ffn)
+    softmax = sum(map(m.is_softmax, range(m.layers)))
     per_token = {
         "none": m.layers * (8 * m.hidden + 12 * width + 2 * m.heads * m.block + expert + m.top_k * m.ffn),
         "selective": m.layers * (4 * m.hidden + 7 * width + m.heads * m.block + expert),
-        "full": m.layers * m.hidden + 8 * m.hidden + 12 * width + 2 * expert,
+        "full": m.layers * m.hidden + softmax * width + 8 * m.hidden + 12 * width + 2 * expert,
     }[config.checkpointing]
     ends = vocabulary * m.hidden
     elsewhere = 3 * m.experts * m.ffn * m.hidden * (1 - 1 / (ep * etp))  # of a layer's experts, never gathered here

@@ -15,18 +15,20 @@ from trainer.moe import Routing
 
 BACKEND = "inductor"
 GRAPHS = 64  # that torch.compile may make: two kinds of layer, training or evaluation, batches of ever other numbers
-ROUTING = ("trivium::route",)  # never computed again: a rounding error would send tokens to other experts
-COSTLY = (
-    *ROUTING,
-    "aten::mm",
-    "trivium::grouped_linear",
-    "trivium::swiglu_linear",
-    "trivium::lightning_attention",
+ALWAYS = (  # never computed again
+    "trivium::route",  # a rounding error would send tokens to other experts
+    # Softmax attention's cost grows with the square of a document's length, its result does not.
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
     "torch_attn::_varlen_attn",
+)
+COSTLY = (
+    "aten::mm",
+    "trivium::grouped_linear",
+    "trivium::swiglu_linear",
+    "trivium::lightning_attention",
     "_c10d_functional::all_to_all_single",
     "_c10d_functional::all_gather_into_tensor",
 )
@@ -44,7 +46,7 @@ def prepare(model: Decoder, config: TrainConfig) -> None:
     for number, layer in enumerate(model.layers):
         forward: Any = layer.forward
         if config.checkpointing != "none":
-            kept = operators(ROUTING if config.checkpointing == "full" else COSTLY)
+            kept = operators(ALWAYS if config.checkpointing == "full" else ALWAYS + COSTLY)
             contexts = partial(create_selective_checkpoint_contexts, kept)
             forward = partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
         if config.compile and (config.device == "cuda" or not config.model.is_softmax(number)):
