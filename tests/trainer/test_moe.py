@@ -15,7 +15,7 @@ from trainer import moe
 from trainer.attention import Layout
 from trainer.config import ModelConfig
 from trainer.moe import MoE, heaviest, route, router_metrics, shared_allowance
-from trainer.recompute import ROUTING, operators
+from trainer.recompute import ALWAYS, operators
 
 F64 = torch.float64
 seeds = st.integers(0, 10_000)
@@ -124,7 +124,7 @@ def test_recomputation_reuses_the_routing(monkeypatch):
     expected = torch.autograd.grad(layer(x, layout)[0].square().sum(), (x, *layer.parameters()))
     calls, real = [], moe.heaviest
     monkeypatch.setattr(moe, "heaviest", lambda *a: calls.append(1) or real(*a))
-    contexts = partial(create_selective_checkpoint_contexts, operators(ROUTING))
+    contexts = partial(create_selective_checkpoint_contexts, operators(ALWAYS))
     out, _ = checkpoint(layer, x, layout, use_reentrant=False, context_fn=contexts)
     assert len(calls) == 1
     for a, b in zip(torch.autograd.grad(out.square().sum(), (x, *layer.parameters())), expected, strict=True):
