@@ -79,7 +79,7 @@ class World:
 
 def keep_freed_memory() -> None:
     """glibc hands freed blocks of any size back to the system, which zeroes them when they are wanted again a moment
-    later: an eighth of a step's time on the CPU. It keeps up to 2 GB of them, where the C library is glibc."""
+    later, in every layer. It keeps up to 2 GB of them, where the C library is glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, 32 << 20)  # the most it takes: blocks below come from the heap
