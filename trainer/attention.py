@@ -26,7 +26,7 @@ from trainer.ring import ring_attention
 if TYPE_CHECKING:
     from kernels.lightning_attention import Segments
 
-PART = 8192  # tokens of a part of the stream (`Layout.parts`)
+PART = 16384  # tokens of a part of the stream (`Layout.parts`)
 
 
 @dataclass(frozen=True)
