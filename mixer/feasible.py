@@ -106,12 +106,23 @@ def fixes(p: Problem, cells: Cells, sources: list[str], config: MixConfig) -> It
         for _, attempts in sorted(candidates, key=lambda c: c[0]):
             proved = next((fix for fix in attempts if _enough(fix, cells, sources, config)), None)
             if proved:
-                yield proved
+                yield _sharper(proved, cells, sources, config) if proved.path[-1] == "tokens" else proved
                 break
 
 
 def _enough(fix: Fix, cells: Cells, sources: list[str], config: MixConfig) -> bool:
     return not nearest(build(cells, sources, fix.apply(config)))[1].any()
+
+
+def _sharper(fix: Fix, cells: Cells, sources: list[str], config: MixConfig) -> Fix:
+    """The most tokens that are still enough: a programme scales the stage's whole targets, which round otherwise."""
+    asked = config.stages[int(fix.path[1])].tokens
+    while (n := fix.value + max(4, int((asked - fix.value) * 2e-6))) < asked:
+        more = Fix(fix.path, n)
+        if not _enough(more, cells, sources, config):
+            break
+        fix = more
+    return fix
 
 
 Candidates = list[tuple[float, list[Fix]]]  # size of the change, and ever more cautious roundings of it
